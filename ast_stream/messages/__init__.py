@@ -1,1 +1,1 @@
-"""What the processes tell each other: one typed class for each body, with its codec."""
+"""Messages between processes: one typed class for each body, with its codec."""

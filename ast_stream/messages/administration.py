@@ -1,4 +1,4 @@
-"""Requests to an alerts process that change something, and its answers: one JSON frame each."""
+"""Requests of operators to an alerts process, and its answers: one JSON frame each."""
 
 from __future__ import annotations
 

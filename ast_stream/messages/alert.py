@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import Field, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 
 from ast_stream.messages.codec import PROTOCOL_VERSION, FeedBody, Text, Time
 
 Severity = Literal["informational", "low", "medium", "high", "critical"]
 AlertState = Literal["inactive", "pending", "firing", "recovering", "resolved"]
-SEVERITIES: tuple[Severity, ...] = ("informational", "low", "medium", "high", "critical")
 ACTIVE_STATES: tuple[AlertState, ...] = ("firing", "recovering")
 
 
@@ -42,6 +41,18 @@ class Alert(FeedBody):
     """Firings suppressed since the last alert of this fingerprint."""
     reason: Text | None = None
     """Why it ended: quiet, restart, rule_changed or stream_removed; None until then."""
+    best: Text | None = None
+    """Of `same_sound`: id of the event whose microphone heard the sound best; else absent."""
+    streams: Annotated[tuple[Text, ...], Field(strict=False), PlainSerializer(list)] = ()
+    """Of `same_sound`: streams that heard the sound, the first one first; else absent."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = to_json(self)
+        for name in ("best", "streams"):
+            if not body.get(name):
+                body.pop(name, None)
+        return body
 
     @property
     def topic(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +16,6 @@ from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.codec import (
     MAX_SAMPLE_INDEX,
-    MAX_TIME_NS,
     PROTOCOL_VERSION,
     Body,
     Monotonic,
@@ -23,21 +24,26 @@ from ast_stream.messages.codec import (
     short,
     validate,
 )
-from ast_stream.units import SAMPLE_RATE, format_time, parse_time
+from ast_stream.messages.pool import Placement
+from ast_stream.units import MAX_TIME_NS, SAMPLE_RATE, format_time, parse_time
 from ast_stream.urls import check_endpoint
 
 MAX_BLOCK_SAMPLES = 10 * SAMPLE_RATE  # also the most that one ring reply carries
 MAX_REASON_CHARACTERS = 64
 MAX_DETAIL_CHARACTERS = 512
-_EPOCH_PATTERN = r"^[0-9a-f]{8,64}$"
+OPUS_PACKET_SAMPLES = SAMPLE_RATE // 50  # of one packet: 20 ms
+MAX_OPUS_PACKET_BYTES = 1275  # RFC 6716
+ROUNDING_STEPS = 256  # parts of an int16 step by which a packet is shifted before rounding
+EPOCH_PATTERN = r"^[0-9a-f]{8,64}$"
 _SAMPLE_BYTES = 2
+_PACKET_PREFIX = struct.Struct("<Hb")  # bytes of the packet, rounding
 
 Pcm16 = npt.NDArray[np.int16]
 """Mono samples at 16 kHz, shape (n_samples,)."""
 
 # a peer must not be able to make the worker connect anywhere else than a worker may bind
 _Endpoint = Annotated[str, AfterValidator(check_endpoint)]
-_Epoch = Annotated[str, Field(pattern=_EPOCH_PATTERN)]
+_Epoch = Annotated[str, Field(pattern=EPOCH_PATTERN)]
 _Index = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)]
 
 
@@ -55,13 +61,39 @@ class _BlockHeader(Body):
     last: bool = False
     state: Annotated[str, Field(max_length=32)] = "listening"
     detail: Annotated[str | None, Field(max_length=MAX_DETAIL_CHARACTERS)] = None
+    codec: Literal["opus"] | None = None
+    run: _Index | None = None
+    crc: Annotated[int, Field(ge=0, lt=2**32)] | None = None
 
 
 class _ReplyHeader(_BlockHeader):
+    id: _Index | None = None
     oldest: _Index
     next: _Index
     acked: _Index
     paced: bool = True
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True)
+class OpusPacket:
+    """20 ms of sound as Opus, RFC 6716; see `ast_stream.audio.opus`."""
+
+    data: bytes
+    rounding: int
+    """What is added to decoded samples before they are rounded: 1/256 of an int16 step."""
+
+
+@dataclass(frozen=True)
+class OpusPackets:
+    """The samples of a block as Opus."""
+
+    run: int
+    """Index of the first sample that the encoder gave: a fresh one, which a decoder must follow
+    from there, where one more packet comes before."""
+    packets: tuple[OpusPacket, ...]
+    crc: int
+    """CRC-32 of the samples as PCM, as both sides must have them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +120,9 @@ class AudioBlock:
     """What is wrong with it; None while nothing is."""
     clock: str | None = None
     """Names the monotonic clock of `moment`; None: that of this machine."""
+    opus: OpusPackets | None = None
+    """The samples as they are sent, None: as PCM. In a block that was received coded `pcm` is
+    silence of their number."""
 
     @property
     def end_sample(self) -> int:
@@ -103,8 +138,12 @@ class AudioBlock:
         return replace(self, clock=None, moment=Moment(wall_ns, wall_ns - now.offset_ns))
 
     def encode(self) -> list[bytes]:
-        """Return the three frames of the block: stream, header, PCM."""
-        return [self.stream.encode(), encode_json(_block_header(self)), pcm_bytes(self.pcm)]
+        """Return the three frames of the block: stream, header, PCM or packets."""
+        header, sound = _block_header(self), self.opus
+        if sound is None:
+            return [self.stream.encode(), encode_json(header), pcm_bytes(self.pcm)]
+        header |= {"codec": "opus", "run": sound.run, "crc": sound.crc}
+        return [self.stream.encode(), encode_json(header), _packet_bytes(sound.packets)]
 
     @classmethod
     def decode(cls, frames: list[bytes]) -> AudioBlock:
@@ -116,7 +155,12 @@ class AudioBlock:
         if len(frames) != 3:
             raise WireError(f"audio block: expected 3 frames, got {len(frames)}")
         header = validate(_BlockHeader, decode_json(frames[1], "audio block header"), "audio block")
-        return _to_block(_stream_name(frames[0]), header, frames[2])
+        stream = _stream_name(frames[0])
+        if header.codec is None:
+            return _to_block(stream, header, frames[2])
+        packets = _to_packets(stream, header, frames[2])
+        silence = bytes(header.samples * _SAMPLE_BYTES)
+        return replace(_to_block(stream, header, silence), opus=packets)
 
 
 class ReadRequest(Body):
@@ -131,10 +175,15 @@ class ReadRequest(Body):
     """Index of the first sample."""
     stop: _Index | None = None
     """Index after the last sample; None: all there are."""
+    confirms_end: bool = False
+    """Whoever reads is the worker, and acknowledges with `last` once an ended source is done with;
+    absent: it does not."""
+    id: _Index | None = None
+    """Number that the answer repeats; None: it has none."""
 
     def encode(self) -> list[bytes]:
         """Return the frame of the request."""
-        return [encode_json(self.to_json())]
+        return [encode_json(_without_defaults(self.to_json(), confirms_end=False, id=None))]
 
 
 class AckRequest(Body):
@@ -144,10 +193,22 @@ class AckRequest(Body):
     op: Literal["ack"]
     epoch: _Epoch
     stop: _Index
+    last: bool = False
+    """The source has ended at `stop`, all of it is scored, and its last event has ended; absent:
+    that is not known."""
 
     def encode(self) -> list[bytes]:
         """Return the frame of the request."""
-        return [encode_json(self.to_json())]
+        return [encode_json(_without_defaults(self.to_json(), last=False))]
+
+
+def _without_defaults(body: dict[str, Any], **defaults: object) -> dict[str, Any]:
+    """Return a body without keys whose values are those that they have where they are absent."""
+    return {
+        name: value
+        for name, value in body.items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def decode_ring_request(frames: list[bytes]) -> ReadRequest | AckRequest:
@@ -167,7 +228,7 @@ def decode_ring_request(frames: list[bytes]) -> ReadRequest | AckRequest:
 
 @dataclass(frozen=True)
 class RingReply:
-    """What a ring still holds of the samples asked for, and the state of its source."""
+    """The requested samples, as far as the ring holds them, and the state of its source."""
 
     block: AudioBlock
     oldest: int
@@ -182,6 +243,10 @@ class RingReply:
     """What is wrong with it; None while nothing is."""
     is_paced: bool = True
     """Audio comes in real time; otherwise as fast as it is acknowledged."""
+    placement: Placement | None = None
+    """Which worker of a pool has the stream; None: it is in no pool, or audio was asked for."""
+    request_id: int | None = None
+    """Number of the request; None: it had none."""
 
     def encode(self) -> list[bytes]:
         """Return the frames of the reply: header, PCM."""
@@ -193,8 +258,12 @@ class RingReply:
             "state": self.state,
             "detail": _cut(self.detail, MAX_DETAIL_CHARACTERS),
         }
+        if self.request_id is not None:
+            header["id"] = self.request_id
         if not self.is_paced:
             header["paced"] = False
+        if self.placement is not None:
+            header["placement"] = self.placement.to_json()
         return [encode_json(header), pcm_bytes(self.block.pcm)]
 
     @classmethod
@@ -202,14 +271,17 @@ class RingReply:
         """Return the reply of the ring of `stream`.
 
         Raises:
-            WireError: the ring refused the request, or the frames do not follow the format.
+            RefusedByRingError: the ring refused the request.
+            WireError: the frames do not follow the format.
         """
         if not 1 <= len(frames) <= 2:
             raise WireError(f"ring reply: expected 1 or 2 frames, got {len(frames)}")
         body = decode_json(frames[0], "ring reply")
         if "error" in body:
             reason = short(str(body["error"]).encode("utf-8", "replace"))
-            raise WireError(f"ring of {stream} refused: {reason}")
+            number = body.get("id")
+            request_id = number if type(number) is int else None
+            raise RefusedByRingError(f"ring of {stream} refused: {reason}", request_id)
         if len(frames) != 2:
             raise WireError("ring reply: expected header and PCM, got the header alone")
         header = validate(_ReplyHeader, body, "ring reply")
@@ -221,7 +293,21 @@ class RingReply:
             state=header.state,
             detail=header.detail,
             is_paced=header.paced,
+            placement=header.placement,
+            request_id=header.id,
         )
+
+
+class RefusedByRingError(WireError):
+    """A ring refused a request.
+
+    Attributes:
+        request_id: number of the request; None: it had none, or the ring could not read it.
+    """
+
+    def __init__(self, message: str, request_id: int | None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
 class RingRefusal(Body):
@@ -239,6 +325,8 @@ class RingRefusal(Body):
     """Index of the oldest sample of that epoch."""
     next: int | None = None
     """Index after the newest sample of that epoch."""
+    id: int | None = None
+    """Number of the request; None: it had none, or could not be read."""
 
     @classmethod
     def malformed(cls, reason: str) -> Self:
@@ -259,6 +347,10 @@ class RingRefusal(Body):
     def wrong_epoch(cls, epoch: str, oldest: int, next: int) -> Self:
         """Refuse a request for another epoch than the ring's."""
         return cls(error="wrong_epoch", epoch=epoch, oldest=oldest, next=next)
+
+    def to(self, request: ReadRequest) -> Self:
+        """Return the same as the answer to a request."""
+        return self.model_copy(update={"id": request.id})
 
     def encode(self) -> list[bytes]:
         """Return the frame of the refusal."""
@@ -332,6 +424,37 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
         state=header.state,
         detail=header.detail,
     )
+
+
+def _packet_bytes(packets: Sequence[OpusPacket]) -> bytes:
+    return b"".join(
+        _PACKET_PREFIX.pack(len(packet.data), packet.rounding) + packet.data for packet in packets
+    )
+
+
+def _to_packets(stream: str, header: _BlockHeader, frame: bytes) -> OpusPackets:
+    what = f"audio block of {stream}"
+    if header.run is None or header.crc is None or header.samples == 0:
+        raise WireError(f"{what}: expected run, crc and samples with a codec")
+    since_run = header.start - header.run
+    if since_run < 0 or since_run % OPUS_PACKET_SAMPLES:
+        raise WireError(f"{what}: expected a start at whole packets of its run, got {since_run}")
+    n_packets = -(-header.samples // OPUS_PACKET_SAMPLES) + (since_run == 0)
+    packets: list[OpusPacket] = []
+    at = 0
+    while at < len(frame) and len(packets) < n_packets:
+        end = at + _PACKET_PREFIX.size
+        n_bytes, rounding = _PACKET_PREFIX.unpack(frame[at:end].ljust(_PACKET_PREFIX.size, b"\0"))
+        at, data = end + n_bytes, frame[end : end + n_bytes]
+        if not 1 <= n_bytes <= MAX_OPUS_PACKET_BYTES or len(data) != n_bytes:
+            raise WireError(f"{what}: expected packets of 1 to {MAX_OPUS_PACKET_BYTES} bytes")
+        packets.append(OpusPacket(data, rounding))
+    if len(packets) != n_packets or at != len(frame):
+        raise WireError(
+            f"{what}: expected {n_packets} packets for {header.samples} samples, got {len(frame)} "
+            "bytes that are not"
+        )
+    return OpusPackets(header.run, tuple(packets), header.crc)
 
 
 def _stream_name(frame: bytes) -> str:

@@ -25,12 +25,11 @@ from pydantic import (
 
 from ast_stream.errors import WireError
 from ast_stream.machine_clock import Moment
-from ast_stream.units import NS_PER_SECOND, format_time, parse_time
+from ast_stream.units import MAX_TIME_NS, NS_PER_SECOND, format_time, parse_time
 
 PROTOCOL_VERSION: Final = 1
 MAX_HEADER_BYTES = 16_384
 MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
-MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
 _MAX_SECONDS = MAX_TIME_NS // NS_PER_SECOND
 
 _CRC_PREFIX = b'{"crc":"%08x",'
@@ -109,7 +108,7 @@ class Body(BaseModel):
 
 
 class Request(Body):
-    """What is asked of a process; each kind of request has a field `op` of its own.
+    """A request to a process; each kind has its own value of the field `op`.
 
     Unknown keys are refused: a mistyped one might replay or change more than was meant.
     """
@@ -126,7 +125,7 @@ _Kind = TypeVar("_Kind", bound=Request)
 
 
 class FeedBody(Body):
-    """What every body on the feed may say besides its own fields."""
+    """Fields that every body on the feed may have, besides its own."""
 
     published_ns: Annotated[Time | None, Field(exclude=True)] = None
     """When it was published; the publisher writes this and what follows. All times in a body are

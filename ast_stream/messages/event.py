@@ -45,9 +45,11 @@ from ast_stream.messages.spectrogram import (
 )
 from ast_stream.messages.status import (
     ALERTS_STATUS_TOPIC,
+    FORWARD_STATUS_TOPIC,
     RECORDER_STATUS_TOPIC,
     WORKER_STATUS_TOPIC,
     AlertsStatus,
+    ForwardStatus,
     Health,
     RecorderStatus,
     WorkerStatus,
@@ -322,7 +324,7 @@ class EventMessage(FeedBody):
         return super().from_json(body, what)
 
     def moved(self, by_ns: int) -> Self:
-        """Return the message with all that it says of the sound so much later."""
+        """Return the message with all times of the sound moved by a duration."""
         offset_ns = None if self.offset_ns is None else self.offset_ns + by_ns
         times = {"onset_ns": self.onset_ns + by_ns, "offset_ns": offset_ns}
         return self.model_copy(update=times | {"captured_ns": self.captured_ns + by_ns})
@@ -437,6 +439,7 @@ Content: TypeAlias = (
     | WorkerStatus
     | AlertsStatus
     | RecorderStatus
+    | ForwardStatus
     | Alert
 )
 
@@ -687,6 +690,7 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
     WORKER_STATUS_TOPIC: WorkerStatus,
     ALERTS_STATUS_TOPIC: AlertsStatus,
     RECORDER_STATUS_TOPIC: RecorderStatus,
+    FORWARD_STATUS_TOPIC: ForwardStatus,
 }
 
 

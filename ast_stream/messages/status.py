@@ -1,4 +1,4 @@
-"""How streams and processes are, as they say on the feed each second."""
+"""The health of streams and the status of processes, on the feed each second."""
 
 from __future__ import annotations
 
@@ -12,14 +12,37 @@ from pydantic import (
 )
 
 from ast_stream.messages.codec import FeedBody, SampleIndex, Seconds, Text
+from ast_stream.messages.pool import Placement
 
 StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
 
 WORKER_STATUS_TOPIC = "status/worker/"
 RECORDER_STATUS_TOPIC = "status/recorder/"  # on the recorder's own feed
+FORWARD_STATUS_TOPIC = "status/forward/"  # on the forwarder's own feed
 ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
 SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
 STREAM_REMOVED = "removed from the configuration"  # detail of the last health of a stream
+RECENT_LOSS_S = 300.0  # for which the health of a stream names a loss
+
+
+class RecentLoss(FeedBody):
+    """Audio of a stream that was lost within the last `RECENT_LOSS_S`."""
+
+    seconds: Seconds
+    """Seconds of audio, all gaps together."""
+    ago_s: Seconds
+    """Seconds since the newest of them was published."""
+    reasons: list[Text]
+    """Of the gaps, each once, sorted."""
+
+    @property
+    def text(self) -> str:
+        """What happened, without a subject."""
+        minutes = round(RECENT_LOSS_S / 60)
+        return (
+            f"lost {self.seconds:.3g} s of audio in the last {minutes} minutes, "
+            f"the last {self.ago_s:.0f} s ago: {', '.join(self.reasons)}"
+        )
 
 
 class Health(FeedBody):
@@ -53,6 +76,18 @@ class Health(FeedBody):
     """Seconds between scored windows at present."""
     open_events: int | None = None
     """Events that have begun and not ended."""
+    placement: Placement | None = None
+    """In a pool: this worker, and since when it has the stream; absent elsewhere."""
+    recent_loss: RecentLoss | None = None
+    """Audio lost in the last minutes; absent if none was."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = to_json(self)
+        for name in ("placement", "recent_loss"):
+            if getattr(self, name) is None:
+                body.pop(name, None)
+        return body
 
     @property
     def topic(self) -> str:
@@ -76,7 +111,7 @@ class WorkerFacts(FeedBody):
 
 
 class _FollowsSettings(FeedBody):
-    """What a process says that reads its configuration again while it runs."""
+    """Status of a process that reloads its configuration while it runs."""
 
     restart_needed: list[Text] = Field(default_factory=list)
     """Keys of the configuration that have changed since the start and need another; absent where
@@ -179,3 +214,45 @@ class RecorderStatus(_FollowsSettings):
     def topic(self) -> str:
         """`status/recorder/`."""
         return RECORDER_STATUS_TOPIC
+
+
+class OutputStatus(FeedBody):
+    """How an output of the forwarder is."""
+
+    name: Text
+    kind: Annotated[Text, Field(alias="type")]
+    """nats, mqtt or kafka."""
+    is_connected: Annotated[bool, Field(alias="connected")]
+    waiting: int
+    """Messages that the broker has not confirmed, as of some seconds ago."""
+    oldest_s: Seconds | None
+    """Age of the oldest of them, seconds; None: none waits."""
+    sent: int
+    """Messages confirmed since the start."""
+    bytes: int
+    """Of their bodies."""
+    lost: int
+    """Messages that the box no longer had, of all runs."""
+    reconnects: int
+    """Since the start."""
+    duplicates: int
+    """Messages that the broker had already, since the start."""
+    error: Text | None
+    """Why it does not get on, a sentence; None: it does."""
+    disk: Text | None
+    """Why its position cannot be written; None: it can."""
+
+
+class ForwardStatus(_FollowsSettings):
+    """How a forwarder is."""
+
+    hears_workers: Annotated[bool, Field(alias="hears")]
+    """Whether the feeds of all workers are received."""
+    outputs: list[OutputStatus]
+    disk: Text | None
+    """What cannot be written and why; None while all can."""
+
+    @property
+    def topic(self) -> str:
+        """`status/forward/`."""
+        return FORWARD_STATUS_TOPIC

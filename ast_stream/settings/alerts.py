@@ -11,9 +11,11 @@ from ast_stream.settings.section import (
     MAX_SECONDS,
     FilePath,
     Misfit,
+    MqttBroker,
     Patience,
     PositiveSeconds,
     Section,
+    VariableName,
     refuse_misfits,
 )
 from ast_stream.urls import check_url
@@ -21,9 +23,6 @@ from ast_stream.urls import check_url
 ACTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 FEED_ACTION = "feed"  # every alert is published; the name cannot be taken by another action
 _TOPIC = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-
-VariableName = Annotated[str, Field(pattern=_VARIABLE)]
 
 
 class RateLimit(Section):
@@ -123,22 +122,10 @@ class WebhookAction(ActionSection):
         return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
 
 
-class MqttAction(ActionSection):
+class MqttAction(ActionSection, MqttBroker):
     """An MQTT broker with Home Assistant discovery (needs the extra `notify`)."""
 
     type: Literal["mqtt"]
-    host: str = Field(min_length=1, description="of the broker")
-    port: int = Field(
-        default=1883, ge=1, le=65535, description="of the broker; with `tls` usually 8883"
-    )
-    username: str | None = Field(default=None, description="null: no login")
-    password_file: FilePath | None = Field(default=None, description="file with the password")
-    password_env: VariableName | None = Field(
-        default=None,
-        description="environment variable with the password, instead of `password_file`",
-    )
-    tls: bool = Field(default=False, description="encrypt the connection")
-    ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
     node: str | None = Field(
         default=None,
         pattern=r"^[a-zA-Z0-9_-]{1,63}$",
@@ -158,8 +145,7 @@ class MqttAction(ActionSection):
     @property
     def receiver(self) -> str:
         """The broker, and whoever reads there."""
-        how = "with tls" if self.tls else "not encrypted"
-        return f"the MQTT broker {self.host}:{self.port}, {how}"
+        return self.described
 
 
 class AppriseAction(ActionSection):
@@ -229,7 +215,7 @@ class AlertSettings(Section):
         commands = [name for name, action in self.actions.items() if action.type == "command"]
         misfits: list[Misfit] = []
         if not self.allow_exec:
-            text = "action {!r} runs a program: needs allow_exec: true"
+            text = "action {!r} runs a program: needs alerts.allow_exec: true"
             misfits = [(("alerts",), text.format(name)) for name in commands]
         if self.heartbeat is not None:
             action = self.actions.get(self.heartbeat.action)

@@ -1,4 +1,4 @@
-"""Settings against what they name: classes and hop of a checkpoint, files and libraries."""
+"""Settings checked against what they name: a checkpoint's classes and hop, files, libraries."""
 
 from __future__ import annotations
 
@@ -186,7 +186,24 @@ def check_sources(loaded: LoadedSettings) -> list[Problem]:
         if (problem := stream.source.problem()) is not None:
             key, text = problem
             problems.append(loaded.problem((*path, key), text))
+        if (problem := stream.wire.problem()) is not None:
+            key, text = problem
+            problems.append(loaded.problem(("streams", index, "wire", key), text))
     return problems
+
+
+def wire_warnings(loaded: LoadedSettings) -> list[Problem]:
+    """Return which streams are coded for a worker on this very box."""
+    audio = loaded.settings.transport.audio
+    is_here = audio is None or audio.startswith("ipc://")
+    if loaded.settings.pool is not None or not is_here:
+        return []
+    text = "opus on the way to a worker on the same box costs sound and time, and saves nothing"
+    return [
+        loaded.problem(("streams", index, "wire", "codec"), text)
+        for index, stream in enumerate(loaded.settings.streams)
+        if stream.wire.codec == "opus"
+    ]
 
 
 def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[Problem]:

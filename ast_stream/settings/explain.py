@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in plain words and with the line of the file."""
+"""Errors of pydantic in plain words, with the line of the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _QUOTED = re.compile(r"'([^']*)'")
-_HOLDS_SECRETS = re.compile(r"(?i)pass|pwd|secret|token|key$|auth|headers|user|_env$")
+_HOLDS_SECRETS = re.compile(
+    r"(?i)pass|pwd|secret|token|key$|auth|headers|user|_env$|nkey|creds|seed"
+)
+_QUOTED_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\Z")
+_WITH_UNIT = re.compile(
+    r"(?i)[-+]?[0-9.]+ ?(?:ms|s|sec|seconds?|m|min|minutes?|h|hours?|d|days?|dBFS|dB|k?Hz|%"
+    r"|[kmg]i?b|k?bit/s)\Z"
+)
 _HIDDEN = object()  # in place of a value that may be a secret, wherever it was written
 _KINDS = {
     "string_type": "text",
@@ -205,9 +212,24 @@ def _words(place: _Place, error: ErrorDetails) -> str:
     if write is not None:
         return write(place, error)
     if error["type"] in _KINDS:
-        return f"expected {_KINDS[error['type']]}, got {show_value(error['input'])}"
+        return f"expected {_KINDS[error['type']]}, got {_shown_with_hint(error)}"
     # a kind of error that the schema does not use today: pydantic's words are better than none
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {show_value(error['input'])}"
+
+
+def _shown_with_hint(error: ErrorDetails) -> str:
+    """Return the value of a wrong type, and how to write it where that is surely what was meant."""
+    value, kind = error["input"], _KINDS[error["type"]]
+    if kind == "text" and type(value) in (int, float):
+        return f"{show_value(value)}; put it in quotes"
+    if kind == "a whole number" and isinstance(value, float) and value.is_integer():
+        return repr(value)  # 8.0, which %g shows as the 8 that was expected
+    if kind.endswith("number") and isinstance(value, str):
+        if _QUOTED_NUMBER.match(value):
+            return f"{show_value(value)}; leave out the quotes"
+        if _WITH_UNIT.match(value):
+            return f"{show_value(value)}; write the number alone, in the unit that the key names"
+    return show_value(value)
 
 
 def show_value(value: Any) -> str:

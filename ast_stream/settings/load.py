@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import is_stream_name
+from ast_stream.settings.chosen_model import with_chosen_model
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import explain_by_path, line_of, show_path
 from ast_stream.settings.paths import socket_problem
@@ -28,12 +29,20 @@ class LoadedSettings:
     """Settings with the lines they came from.
 
     Attributes:
+        settings: with the checkpoint in force, which the centre of a fleet may have chosen.
         lines: line of each key and list item in `file`, by path, e.g. ("streams", 0, "name").
+        checkpoint: the one that the file names; None: as in `settings`.
     """
 
     settings: Settings
     lines: Mapping[KeyPath, int]
     file: str
+    checkpoint: str | None = None
+
+    @property
+    def configured_checkpoint(self) -> str:
+        """The checkpoint that the file names."""
+        return self.settings.model.checkpoint if self.checkpoint is None else self.checkpoint
 
     def problem(self, path: KeyPath, text: str) -> Problem:
         """Return a problem at the line of `path`, or of the nearest thing around it."""
@@ -128,7 +137,10 @@ def _examine(
             found.setdefault((line, f"{shown}: {words}"), Problem(file, line, shown, words))
         if settings is not None:
             break
-    loaded = None if settings is None else LoadedSettings(settings, lines, file)
+    loaded = None
+    if settings is not None:
+        checkpoint = settings.model.checkpoint
+        loaded = LoadedSettings(with_chosen_model(settings), lines, file, checkpoint)
     if loaded is not None and (text := socket_problem(loaded.settings)) is not None:
         problem = loaded.problem(("runtime_dir",), text)
         found.setdefault((problem.line, problem.path), problem)

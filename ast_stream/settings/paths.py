@@ -1,4 +1,4 @@
-"""Where the processes of one configuration meet: the runtime folder and its endpoints.
+"""Paths of a configuration: its runtime folder, and the endpoints in it.
 
 These functions create nothing, except the private fallback under the temporary folder: a check run
 as root must not leave a folder behind that the service user cannot write to.
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem
+from ast_stream.labels import stable_id
 from ast_stream.settings.schema import Settings
 
 MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
@@ -19,6 +20,7 @@ _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
 _AUDIO, _FEED, _QUERY = "audio.sock", "feed.sock", "query.sock"
 _ALERTS, _ADMIN, _RECORDER = "alerts.sock", "admin.sock", "recorder.sock"
+_FORWARD = "forward.sock"
 ENDED_FILES = "ended.*.json"  # of `ended_file`
 
 
@@ -81,6 +83,11 @@ def recorder_endpoint(settings: Settings) -> str:
     return _ipc(settings, _RECORDER)
 
 
+def forward_endpoint(settings: Settings) -> str:
+    """Return where the forwarder publishes its status (it binds PUB)."""
+    return _ipc(settings, _FORWARD)
+
+
 def admin_endpoint(settings: Settings) -> str:
     """Return where the alerts process takes requests to administrate (it binds ROUTER)."""
     return settings.transport.admin or _ipc(settings, _ADMIN)
@@ -97,6 +104,7 @@ def socket_problem(settings: Settings) -> str | None:
         _ALERTS,
         _ADMIN,
         _RECORDER,
+        _FORWARD,
         *(_ring(stream.name) for stream in settings.streams),
     ]
     names += [f"{worker}/{name}" for worker in settings.workers for name in names]
@@ -113,18 +121,23 @@ def web_users_file(settings: Settings) -> Path:
     return Path(settings.web.users_file or Path(settings.state_dir) / "web" / "users.json")
 
 
+def page_id(settings: Settings) -> str:
+    """Return what tells the page of one configuration from that of another."""
+    return stable_id("page", str(Path(settings.state_dir).absolute()))
+
+
 def ring_endpoint(settings: Settings, stream: str) -> str:
     """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
     return _ipc(settings, _ring(stream))
 
 
 def ended_file(settings: Settings, stream: str) -> Path:
-    """Return the file that says that the source of `stream` has come to its end."""
+    """Return the file that marks the source of `stream` as ended."""
     return runtime_dir(settings) / ENDED_FILES.replace("*", stream)
 
 
 def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
-    """Return host and port where a process shows its figures; None: nowhere.
+    """Return host and port of a process's metrics endpoint; None if it has none.
 
     Args:
         process: one of `processes`.
@@ -140,12 +153,12 @@ def processes(settings: Settings) -> list[str]:
 
     The worker has the port of `metrics.listen`, the alerts process the next one, the capture
     processes follow in the order of the streams, then the other workers if there are several,
-    the recorder and the page. A process that captures several streams has the port of the first
-    of them.
+    the recorder, the page and the forwarder. A process that captures several streams has the port
+    of the first of them.
     """
     captures = [f"capture {stream.name}" for stream in settings.streams]
     first, *others = [f"worker {name}" for name in settings.workers] or ["worker"]
-    return [first, "alerts", *captures, *others, "recorder", "web"]
+    return [first, "alerts", *captures, *others, "recorder", "web", "forward"]
 
 
 def _ipc(settings: Settings, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The `recorder:` section: of which events the sound is kept, and what else is remembered."""
+"""The `recorder:` section: which events get clips, and what the history keeps."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class ClipPolicy(Section):
         le=1,
         description="it is about events whose highest score is this or more",
     )
-    when: Literal["event", "alert", "never"] = Field(
+    when: Literal["event", "alert", "best", "never"] = Field(
         default="event",
-        description="event: each has a clip; alert: those that an alert names; never: none",
+        description="event: each has a clip; alert: those that an alert names; best: of those, "
+        "where the rule has `same_sound`, only the one that was heard best; never: none",
     )
     pre_s: Roll = Field(default=3.0, description="seconds of the clip before the onset")
     post_s: Roll = Field(default=3.0, description="seconds of the clip after the offset")
@@ -79,8 +80,10 @@ class RecorderSettings(Section):
         """Whether any event may get a clip."""
         return any(policy.when != "never" for policy in self.clips)
 
-    def misfits(self, streams: Sequence[str]) -> Iterator[Misfit]:
-        """Yield names of streams that there are not."""
+    def misfits(self, streams: Sequence[str] | None) -> Iterator[Misfit]:
+        """Yield names of streams that there are not; None: all there are is not known."""
+        if streams is None:
+            return
         for index, policy in enumerate(self.clips):
             for name in () if policy.streams == ALL else policy.streams:
                 if name not in streams:

@@ -1,4 +1,4 @@
-"""The `retention:` section: for how long, and up to how many bytes, each kind of file is kept."""
+"""The `retention:` section: how long, and up to how many bytes, each kind of file is kept."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationInfo,
     WithJsonSchema,
@@ -20,10 +21,16 @@ from pydantic import (
 
 from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
 from ast_stream.settings.alerts import AlertSettings
+from ast_stream.settings.fleet import FleetSettings
+from ast_stream.settings.fleet import misfits as fleet_misfits
+from ast_stream.settings.forward import ForwardOutput
+from ast_stream.settings.forward import misfits as forward_misfits
+from ast_stream.settings.pool import PoolSettings
 from ast_stream.settings.recorder import RecorderSettings
 from ast_stream.settings.retention import RetentionSettings
 from ast_stream.settings.section import (
     FilePath,
+    HostPort,
     Misfit,
     Patience,
     PositiveSeconds,
@@ -50,9 +57,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
 EACH_EVENT: Literal["each event"] = "each event"
 MAX_SYNC_EVERY_S = 60  # of the event log; rings hold 90 s by default
-_SYNC_EVERY = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?s\Z")
+_SYNC_EVERY = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,9})?) ?s\Z")
 MAX_LABELS = 64
-DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 MAX_LABEL_CHARACTERS = 256
 
 Channel = Annotated[
@@ -328,6 +335,35 @@ Source = Annotated[
 ]
 
 
+class WireSettings(Section):
+    """How the sound of a stream goes from its capture process to a worker."""
+
+    codec: Literal["pcm", "opus"] = Field(
+        default="pcm",
+        description="pcm: as it is, 256 kbit/s; opus: coded, for a worker on another box (needs "
+        "the extra `url` on both)",
+    )
+    bit_rate: int = Field(
+        default=32_000,
+        ge=8_000,
+        le=128_000,
+        description="of opus: bits per second, without headers",
+    )
+    block_s: float = Field(
+        default=0.1,
+        ge=0.02,
+        le=1.0,
+        description="of opus: audio that is sent at once, about; headers cost as much as 24 kbit/s "
+        "at 0.1, a fifth of that at 0.5",
+    )
+
+    def problem(self) -> tuple[str, str] | None:
+        """Return that the codec is not installed, with the key at fault; None if it seems to be."""
+        if self.codec == "opus" and importlib.util.find_spec("av") is None:
+            return "codec", "opus needs PyAV with libopus: pip install 'ast-stream[url]'"
+        return None
+
+
 class StreamSettings(Section):
     """One stream: a source, its name on the feed, and labels for rules."""
 
@@ -336,6 +372,9 @@ class StreamSettings(Section):
     labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=MAX_LABELS)
     ring_s: float = Field(
         default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
+    )
+    wire: WireSettings = Field(
+        default=WireSettings(), description="the codec of its audio on the way to the worker"
     )
     calibration_db: float | None = Field(
         default=None,
@@ -358,7 +397,7 @@ class StreamSettings(Section):
     @classmethod
     def _name_is_valid(cls, name: str) -> str:
         if not is_stream_name(name):
-            raise ValueError(f"expected {STREAM_NAME_RULE}")
+            raise ValueError(f"expected {STREAM_NAME_RULE}, got {name!r}")
         return name
 
 
@@ -371,7 +410,7 @@ def _checkpoint(checkpoint: str, info: ValidationInfo) -> str:
 
 
 class CascadeSettings(Section):
-    """A small model that hears every window; `model.checkpoint` is asked where there is a reason.
+    """A small model scores every window, `model.checkpoint` only those that give a reason.
 
     A reason: the small model finds a class likely enough, the sound grows louder in some band, an
     event is open or may be confirmed, a stream begins, or it is time again.
@@ -385,17 +424,17 @@ class CascadeSettings(Section):
         default=0.5,
         gt=0,
         le=1,
-        description="a class is a reason from this part of the small model's onset threshold on",
+        description="a class is a reason from this ratio of the small model's onset threshold on",
     )
     change_db: float | None = Field(
         default=6.0,
         gt=0,
         le=100,
-        description="a hop of which some bands are so much louder than in all others of the window "
-        "is a reason; null: it is none",
+        description="a window gives a reason if bands of its newest hop are louder by this than in "
+        "all its other hops; null: it does not",
     )
     every_s: PositiveSeconds | None = Field(
-        default=30.0, description="one window is asked this often without a reason; null: never"
+        default=30.0, description="without a reason, one window is scored this often; null: none"
     )
 
     steady_hops: int = Field(
@@ -403,7 +442,7 @@ class CascadeSettings(Section):
         ge=1,
         le=8,
         description="while events are open and steady, and nothing else gives a reason, one of so "
-        "many windows is asked",
+        "many windows is scored",
     )
 
     _checkpoint_is_found = field_validator("checkpoint")(_checkpoint)
@@ -415,8 +454,8 @@ class VerifierSettings(Section):
     file: str = Field(description="what `ast-stream review fit` wrote, for this checkpoint")
     action: Literal["drop", "tag"] = Field(
         default="drop",
-        description="drop: events that their verifier does not believe do not begin; tag: all "
-        "begin, with its score",
+        description="drop: events that their verifier rejects do not begin; tag: all begin, with "
+        "its score",
     )
 
     @field_validator("file")
@@ -432,7 +471,7 @@ class ModelSettings(Section):
         default="bundled", description="bundled, a directory, a .pth file or a hub id"
     )
     cascade: CascadeSettings | None = Field(
-        default=None, description="a small model that hears all; null: the checkpoint itself does"
+        default=None, description="a small model that scores all windows first; null: none"
     )
     verifiers: VerifierSettings | None = Field(
         default=None, description="second opinions learnt from verdicts; null: none"
@@ -565,10 +604,18 @@ class CurveSettings(Section):
     )
 
 
+_ENDPOINTS = ("audio", "rings", "feed", "query", "admin")
+
+
 class TransportSettings(Section):
     """ZeroMQ endpoints; null: ipc files in `runtime_dir`."""
 
     audio: str | None = None
+    rings: str | None = Field(
+        default=None,
+        description="where capture processes of other boxes connect, so that the worker can read "
+        "their rings: nothing that they still hold is lost; null: rings of this box alone",
+    )
     feed: str | None = None
     query: str | None = None
     admin: str | None = Field(
@@ -579,7 +626,7 @@ class TransportSettings(Section):
         default=None, description="keys of tcp endpoints; null: tcp on loopback only, without keys"
     )
 
-    @field_validator("audio", "feed", "query", "admin")
+    @field_validator(*_ENDPOINTS)
     @classmethod
     def _endpoint_is_one(cls, endpoint: str | None) -> str | None:
         return endpoint if endpoint is None else check_endpoint(endpoint, has_keys=True)
@@ -587,14 +634,16 @@ class TransportSettings(Section):
     @property
     def has_keyed_tcp(self) -> bool:
         """Whether an endpoint needs keys."""
-        endpoints = (self.audio, self.feed, self.query, self.admin)
-        return self.curve is not None and any(
-            endpoint is not None and endpoint.startswith("tcp://") for endpoint in endpoints
-        )
+        endpoints = (getattr(self, name) for name in _ENDPOINTS)
+        if self.curve is None:
+            return False
+        if self.curve.server_key is self.curve.server_secret is None:
+            return True  # to the workers of a pool, each of which has a key of its own
+        return any(endpoint is not None and endpoint.startswith("tcp://") for endpoint in endpoints)
 
-    def misfits(self) -> Iterator[Misfit]:
+    def misfits(self, *, is_in_pool: bool) -> Iterator[Misfit]:
         """Yield what is not safe, or cannot work."""
-        for name in ("audio", "feed", "query", "admin"):
+        for name in _ENDPOINTS:
             endpoint = getattr(self, name)
             if endpoint is None or self.curve is not None:
                 continue
@@ -603,14 +652,20 @@ class TransportSettings(Section):
             except ValueError as error:
                 yield ("transport", name), str(error)
         first: dict[str, str] = {}
-        for name in ("audio", "feed", "query", "admin"):
+        for name in _ENDPOINTS:
             endpoint = getattr(self, name)
             if endpoint is not None and (other := first.setdefault(endpoint, name)) != name:
                 text = (
                     f"expected an endpoint of its own, got {endpoint}, which is transport.{other}"
                 )
                 yield ("transport", name), text
-        if self.curve is not None and self.curve.server_key is self.curve.server_secret is None:
+        is_away = self.audio is not None and self.audio.startswith("tcp://")
+        if self.rings is not None and not is_away:
+            text = "expected transport.audio over tcp as well: both are of the same worker"
+            yield ("transport", "rings"), text
+        curve = self.curve
+        is_keyless = curve is not None and curve.server_key is curve.server_secret is None
+        if is_keyless and not is_in_pool:
             text = "expected server_key, or server_secret on the box of the worker, got neither"
             yield ("transport", "curve"), text
 
@@ -625,9 +680,8 @@ class LoggingSettings(Section):
 class MetricsSettings(Section):
     """Prometheus endpoints, one for each process, at ports that follow each other."""
 
-    listen: str | None = Field(
+    listen: HostPort | None = Field(
         default=None,
-        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):\d{1,5}$",
         description="host:port of the worker, e.g. 127.0.0.1:9464; null: off",
     )
 
@@ -635,6 +689,9 @@ class MetricsSettings(Section):
 class Settings(Section):
     """The whole configuration; only `streams` has no default."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["streams"]}, {"required": ["pool"]}]}
+    )
     version: Literal[1] = 1
     runtime_dir: FilePath | None = Field(
         default=None,
@@ -648,10 +705,14 @@ class Settings(Section):
     durability: Durability = Field(
         default=EACH_EVENT,
         description="when the event log is synced to disk. each event: before an event is sent, so "
-        "that a power cut loses nothing that was sent; a time, e.g. 1 s: that often, and a power "
-        "cut may lose the events since",
+        "that a power cut loses nothing that was sent; a time, e.g. 1 s: before the begin of an "
+        "event is sent, so that it gets its end, and that often: a power cut may lose updates, "
+        "ends and gaps since",
     )
-    streams: list[StreamSettings] = Field(min_length=1)
+    streams: list[StreamSettings] = Field(
+        default_factory=list,
+        description="at least one; none for a worker of a pool, whose streams come from boxes",
+    )
     model: ModelSettings = ModelSettings()
     detection: DetectionSettings = DetectionSettings()
     transport: TransportSettings = TransportSettings()
@@ -668,11 +729,29 @@ class Settings(Section):
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
     web: WebSettings = WebSettings()
+    fleet: FleetSettings = FleetSettings()
+    pool: PoolSettings | None = Field(
+        default=None,
+        description="workers that share the streams of many boxes, and take over from each other; "
+        "null: the streams belong to one worker",
+    )
+    forward: list[ForwardOutput] = Field(
+        default_factory=list,
+        max_length=16,
+        description="brokers that events, gaps, alerts, coverage and health are sent to; empty: "
+        "nothing leaves this box",
+    )
     workers: dict[str, WorkerSettings] = Field(
         default_factory=dict,
         description="several workers that share the streams, by name, each with a folder of its "
         "own in runtime_dir and state_dir; empty: one for all",
     )
+
+    @property
+    def all_streams(self) -> list[StreamSettings] | None:
+        """Every stream that there can be; None: those of other boxes are in theirs alone."""
+        is_here = self.transport.audio is None or self.transport.audio.startswith("ipc://")
+        return self.streams if is_here and self.pool is None else None
 
     @field_validator("version", mode="before")
     @classmethod
@@ -688,10 +767,13 @@ class Settings(Section):
                 *self._stream_misfits(),
                 *self._worker_misfits(),
                 *self._port_misfits(),
-                *self.transport.misfits(),
+                *self.transport.misfits(is_in_pool=self.pool is not None),
+                *(() if self.pool is None else self.pool.misfits()),
                 *self._privacy_misfits(),
                 *self._recorder_misfits(),
                 *self.web.misfits(),
+                *forward_misfits(self.forward),
+                *fleet_misfits(self),
             ],
             info,
         )
@@ -701,10 +783,11 @@ class Settings(Section):
         """Yield other settings that would give audio away all the same."""
         if self.privacy == "off":
             return
-        audio = self.transport.audio
-        if audio is not None and not audio.startswith("ipc://"):
-            text = f"expected ipc with privacy: {self.privacy}, got {audio}: sound must not leave "
-            yield ("transport", "audio"), f"{text}the processes of this box"
+        for name in ("audio", "rings"):
+            endpoint = getattr(self.transport, name)
+            if endpoint is not None and not endpoint.startswith("ipc://"):
+                text = f"expected ipc with privacy: {self.privacy}, got {endpoint}: sound must not "
+                yield ("transport", name), f"{text}leave the processes of this box"
         if self.privacy == "speech" and self.model.cascade is not None:
             text = (
                 "expected null with privacy: speech: of windows that the checkpoint is not asked "
@@ -718,7 +801,8 @@ class Settings(Section):
     def _recorder_misfits(self) -> Iterator[Misfit]:
         if self.recorder is None:
             return
-        yield from self.recorder.misfits([stream.name for stream in self.streams])
+        names = None if self.all_streams is None else [stream.name for stream in self.all_streams]
+        yield from self.recorder.misfits(names)
         if self.privacy == "sensor" and self.recorder.keeps_sound:
             text = "expected [] with privacy: sensor, got policies that keep sound, which nobody "
             yield ("recorder", "clips"), f"{text}can have; the history is kept without them"
@@ -734,6 +818,12 @@ class Settings(Section):
         if len(names) > self.model.max_streams:
             text = f"expected at most model.max_streams={self.model.max_streams} streams, "
             yield (), f"{text}got {len(names)}"
+        if not self.streams:
+            if self.pool is None:
+                is_there = "streams" in self.model_fields_set
+                text = "expected at least 1, got 0" if is_there else "the key 'streams' is missing"
+                yield ("streams",), text
+            return
         smallest = min(self.streams, key=lambda stream: stream.ring_s)
         if smallest.ring_s < RING_HOPS * self.model.hop_s:
             text = f"expected ring_s of at least {RING_HOPS} x model.hop_s = "
@@ -760,7 +850,7 @@ class Settings(Section):
         if orphans := [name for name in names if name not in owners]:
             text = f"expected a worker for each stream, got none for {', '.join(orphans)}"
             yield ("workers",), text
-        for key in ("audio", "feed", "query"):
+        for key in ("audio", "rings", "feed", "query"):
             if getattr(self.transport, key) is not None:
                 text = "expected null where there are several workers: each has its own sockets, "
                 yield ("transport", key), f"{text}in runtime_dir"
@@ -769,8 +859,8 @@ class Settings(Section):
         if self.metrics.listen is None:
             return
         first = int(self.metrics.listen.rpartition(":")[2])
-        # beside the first worker: alerts and recorder, the captures, the other workers
-        max_port = 65_535 - 2 - len(self.streams) - max(0, len(self.workers) - 1)
+        # beside the first worker: alerts, recorder, page, forward, the captures, other workers
+        max_port = 65_535 - 4 - len(self.streams) - max(0, len(self.workers) - 1)
         if not 1 <= first <= max_port:
             text = f"expected a port from 1 to {max_port} in metrics.listen, which leaves one for "
             yield (), f"{text}each process, got {first}"

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: rules for all, and kinds of values.
+"""What sections of the configuration share: their base class, kinds of values, an MQTT broker.
 
 Every number has both bounds: what is converted to samples, hops or nanoseconds later must fit.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 MAX_SECONDS = 604_800.0  # a week: no duration of detection is longer
 MAX_WAIT_S = 3600.0  # for an answer
@@ -25,6 +25,7 @@ Misfit = tuple[tuple[str | int, ...], str]
 PositiveSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 Patience = Annotated[float, Field(gt=0, le=MAX_WAIT_S)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Section(BaseModel):
@@ -64,7 +65,7 @@ def _resolve(path: str, info: ValidationInfo) -> str:
 
 
 def refuse_misfits(misfits: Sequence[Misfit], info: ValidationInfo) -> None:
-    """Note what does not fit each other where somebody collects that, else refuse it.
+    """Collect the misfits if the validation context asks for it, else raise an error.
 
     Raises:
         ValueError: nobody collects.
@@ -75,5 +76,47 @@ def refuse_misfits(misfits: Sequence[Misfit], info: ValidationInfo) -> None:
         info.context[MISFITS].extend(misfits)
 
 
+def _refuse_port_alone(value: Any) -> Any:
+    text = str(value).removeprefix(":")
+    if not isinstance(value, bool) and text.isascii() and text.isdigit():
+        raise ValueError(
+            f"expected host:port, e.g. 127.0.0.1:{text} for this machine alone, got {value!r}"
+        )
+    return value
+
+
 FilePath = Annotated[str, AfterValidator(_resolve)]
+HostPort = Annotated[
+    str,
+    BeforeValidator(_refuse_port_alone),
+    Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):[0-9]{1,5}$"),
+]
+"""Where to listen; IPv6 addresses in brackets."""
 """A path; a relative one begins at the folder of the configuration file."""
+
+
+class MqttBroker(Section):
+    """Address of a broker, and who we are there."""
+
+    host: str = Field(min_length=1, description="of the broker")
+    port: int = Field(
+        default=1883, ge=1, le=65535, description="of the broker; with `tls` usually 8883"
+    )
+    username: str | None = Field(default=None, description="null: no login")
+    password_file: FilePath | None = Field(default=None, description="file with the password")
+    password_env: VariableName | None = Field(
+        default=None,
+        description="environment variable with the password, instead of `password_file`",
+    )
+    tls: bool = Field(default=False, description="encrypt the connection")
+    ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
+
+    @property
+    def place(self) -> str:
+        """Where the broker is, as people write it."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def described(self) -> str:
+        """The broker, and whether others can read what goes there."""
+        return f"the MQTT broker {self.place}, {'with tls' if self.tls else 'not encrypted'}"

@@ -1,4 +1,4 @@
-"""Every kind of file that the processes keep: where, who writes it, what it holds, for how long.
+"""The catalogue of files: every kind that the processes keep, its place, content and limits.
 
 Processes take paths and limits from here, `ast-stream privacy` shows them, and `doctor` looks for
 files that are none of these: a kind of file that is not declared cannot be written unnoticed.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ast_stream.settings.chosen_model import CURRENT, PREVIOUS, models_folder
 from ast_stream.settings.paths import (
     ENDED_FILES,
     alerts_state_file,
@@ -26,9 +27,13 @@ MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
 MAX_USERS_BYTES = 1024 * 1024
 MAX_VERIFIERS_BYTES = 64 * MIB  # of one file
+MAX_MODELS_BYTES = 4 * 1024 * MIB  # three, and one that is being fetched
+MAX_POSITION_BYTES = 1024 * 1024  # of one output
+MAX_SPOOL_BYTES = 64 * MIB  # of health summaries
+MAX_SPOOL_DAYS = 21.0
 MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
-_WRITER, _RECORDER = "worker", "recorder"
+_WRITER, _RECORDER, _FORWARD = "worker", "recorder", "forward"
 _HISTORY = "history.sqlite"
 
 
@@ -98,6 +103,20 @@ def audit_log(settings: Settings, process: str) -> Kept:
     return _log(settings, folder, "audit", process, holds, own.max_mib, own.max_days)
 
 
+def pool_members(settings: Settings) -> Kept:
+    """Return the file in which the processes of a box keep the members of its pool."""
+    return Kept(
+        "pool members",
+        Path(settings.state_dir),
+        ("pool.json",),
+        "capture",
+        "workers of the pool: names, endpoints, public keys",
+        16 * MIB,
+        None,
+        "until it is replaced",
+    )
+
+
 def alert_database(settings: Settings) -> Kept:
     """Return the database of alerts and deliveries."""
     file, own = alerts_state_file(settings), settings.retention.alerts
@@ -123,7 +142,7 @@ def clips(settings: Settings) -> Kept:
     until = f"until {own.max_mib} MiB are full"
     if own.max_days is not None:
         until = f"{own.max_days:g} days, and {until}"
-    if recorder is not None and any(policy.when == "alert" for policy in recorder.clips):
+    if recorder is not None and any(policy.when in ("alert", "best") for policy in recorder.clips):
         until += f"; {recorder.alert_wait_s:g} s of events that no alert names"
     withheld = ", silence where somebody may talk" if settings.privacy == "speech" else ""
     return Kept(
@@ -177,6 +196,21 @@ def verifiers(settings: Settings) -> Kept:
     )
 
 
+def chosen_models(settings: Settings) -> Kept:
+    """Return where the models are that the centre of a fleet has chosen."""
+    return Kept(
+        "models",
+        models_folder(settings),
+        ("*.safetensors", "*.json", "*.csv", "*.md", "*.txt", CURRENT, PREVIOUS),
+        "forward",
+        "weights and thresholds of models; how many events of each class they have found",
+        MAX_MODELS_BYTES,
+        None,
+        "the one in use and two before it; older ones are deleted",
+        has_folders=True,
+    )
+
+
 def score_log(settings: Settings) -> Kept:
     """Return where the scores of all classes are."""
     own = settings.retention.scores
@@ -192,6 +226,35 @@ def score_log(settings: Settings) -> Kept:
         own.max_mib * MIB,
         None if own.max_days is None else own.max_days * DAY_S,
         until,
+    )
+
+
+def forward_positions(settings: Settings) -> Kept:
+    """Return where it is how far each output of the forwarder is."""
+    n_outputs = max(1, len(settings.forward))
+    return Kept(
+        "positions of outputs",
+        Path(settings.state_dir) / "forward",
+        (*(f"{output.name}.json" for output in settings.forward), "lock"),
+        _FORWARD,
+        "how far messages are sent: numbers, names of streams",
+        n_outputs * MAX_POSITION_BYTES,
+        None,
+        "always: without them everything is sent again",
+    )
+
+
+def health_spool(settings: Settings) -> Kept:
+    """Return where health summaries wait to be sent."""
+    return Kept(
+        "health spool",
+        Path(settings.state_dir) / "forward" / "health",
+        ("health-*.jsonl", "lock"),
+        _FORWARD,
+        "a summary each minute: levels and states of streams",
+        MAX_SPOOL_BYTES,
+        MAX_SPOOL_DAYS * DAY_S,
+        f"{MAX_SPOOL_DAYS:g} days, and until {MAX_SPOOL_BYTES // MIB} MiB are full",
     )
 
 
@@ -254,6 +317,13 @@ def kept(settings: Settings) -> Iterator[Kept]:
             yield score_log(settings)
         if settings.recorder.keeps_sound:
             yield clips(settings)
+    if settings.pool is not None and settings.pool.nats is not None:
+        yield pool_members(settings)
+    if settings.fleet.models.follow:
+        yield chosen_models(settings)
+    if settings.forward:
+        yield forward_positions(settings)
+        yield health_spool(settings)
     for own in workers:
         yield worker_journal(own)
         yield unlogged_events(own)

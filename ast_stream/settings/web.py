@@ -9,19 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ast_stream.settings.section import FilePath, Misfit, Section
+from ast_stream.settings.section import FilePath, HostPort, Misfit, Section
 
 Scope = Literal["view", "review", "listen", "administrate"]
 SCOPES: dict[Scope, str] = {
     "view": "see streams, events, alerts, scores and spectrograms",
-    "review": "say of an event whether it is right",
+    "review": "give verdicts on events",
     "listen": "play and download clips",
     "administrate": "acknowledge, snooze, retry and drop",
 }
-ALIVE_PATH = "/alive"  # whoever asks for it learns that the page works, and nothing else
+ALIVE_PATH = "/alive"  # whoever asks for it learns that the page works, and which it is
 DEFAULT_IDLE_H = 12.0
 DEFAULT_SESSION_H = 7 * 24.0
-_ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):\d{1,5}$"
 _HEADER = r"^[A-Za-z][A-Za-z0-9-]{0,63}$"
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
 _MAX_PORT = 65_535
@@ -49,7 +48,7 @@ class BehindProxy(Section):
 class WebSettings(Section):
     """The page for browsers; off unless `listen` says where (needs the extra `web`)."""
 
-    listen: Annotated[str, Field(pattern=_ADDRESS)] | None = Field(
+    listen: HostPort | None = Field(
         default=None,
         description="host:port, e.g. 127.0.0.1:8080; beyond loopback it needs `certificate`; "
         "null: no page",
@@ -115,7 +114,7 @@ class WebSettings(Section):
 
     @property
     def needs_login(self) -> bool:
-        """Whether nothing is shown to somebody whom nobody knows."""
+        """Whether visitors without a login see nothing."""
         is_open = self.is_on_loopback and self.certificate is None and self.behind_proxy is None
         return not (is_open and self.without_login)
 

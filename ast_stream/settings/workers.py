@@ -1,4 +1,4 @@
-"""Several workers of one configuration: each has a part of the streams, and folders of its own.
+"""Several workers in one configuration: each has streams and folders of its own.
 
 A process works by the settings `of_worker`, which read as if that worker were the only one.
 """
@@ -28,8 +28,8 @@ def worker_of(settings: Settings, stream: str) -> str | None:
 
 
 def capture_settings(settings: Settings, stream: StreamSettings) -> dict[str, Any]:
-    """Return what a stream is captured by; its source begins again when that changes."""
-    own = stream.model_dump(include={"source", "ring_s"})
+    """Return the settings that capturing a stream depends on; a change restarts its source."""
+    own = stream.model_dump(include={"source", "ring_s", "wire"})
     return own | {"worker": worker_of(settings, stream.name)}
 
 

@@ -99,7 +99,7 @@ def _read(path: Path, what: str) -> str:
 
 
 def _read_whole(path: Path) -> bytes | None:
-    """Return the content of a file that nobody wrote to meanwhile; None if somebody keeps doing so.
+    """Return the content of a file that did not change while it was read; None if it kept changing.
 
     Raises:
         OSError: it cannot be read, or is something whose reading may never end.
@@ -127,6 +127,9 @@ _KNOWN_TAGS = ("!secret", "!include", "!env", "!env_var")
 _NAMES = re.compile(r"(alias|anchor|tag handle) '[^']*'")
 
 
+_TOO_DEEP = f"expected at most {MAX_DEPTH} levels of nesting, got more"
+
+
 class _TooMuch(Exception):
     """More than a person writes; `line` is where the limit was exceeded."""
 
@@ -147,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         line = int(self.line) + 1
         if self.depth > MAX_DEPTH:
-            raise _TooMuch(f"the configuration is nested too deeply: line {line}")
+            raise _TooMuch(_TOO_DEEP, line)
         if self.n_written > MAX_WRITTEN:
             raise _TooMuch(f"expected at most {MAX_WRITTEN} keys and values, got more", line)
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -234,8 +237,7 @@ class _Reader:
         if self._values > MAX_VALUES:
             raise self._fatal(_line(node), f"expected at most {MAX_VALUES} values, got more")
         if len(parents) > MAX_DEPTH:  # through aliases: each of them is written on one level
-            text = f"the configuration is nested too deeply: line {_line(node)}"
-            raise self._fatal(None, text)
+            raise self._fatal(_line(node), _TOO_DEEP)
         if id(node) in parents:
             self._note(node, path, "an alias may not contain itself")
             return None

@@ -17,6 +17,9 @@ from ast_stream.messages.audio import (
     MAX_REASON_CHARACTERS,
     AckRequest,
     AudioBlock,
+    OpusPacket,
+    OpusPackets,
+    Pcm16,
     ReadRequest,
     RingRefusal,
     RingReply,
@@ -25,12 +28,11 @@ from ast_stream.messages.audio import (
 from ast_stream.messages.codec import (
     MAX_HEADER_BYTES,
     MAX_SAMPLE_INDEX,
-    MAX_TIME_NS,
     decode_json,
     encode_json,
 )
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import parse_time
+from ast_stream.units import MAX_TIME_NS, parse_time
 
 EPOCH = "9f2c4e1a"
 RING = "ipc:///run/ast-stream/ring.porch.sock"
@@ -311,3 +313,61 @@ def test_block_of_another_machine_has_its_times_by_the_clocks_of_this_one() -> N
     clock = SampleClock()
     clock.observe(0, moved.moment)
     assert clock.time_ns(0, now) == captured.wall_ns
+
+
+def opus_block(start: int, run: int, samples: int, n_packets: int) -> AudioBlock:
+    packets = tuple(OpusPacket(bytes([184, n]), n - 2) for n in range(n_packets))
+    opus = OpusPackets(run, packets, 0x12345678)
+    return AudioBlock(
+        "porch", "ab" * 8, start, Moment(1_795_000_000 * 10**9, 5), ramp(samples), opus=opus
+    )
+
+
+def ramp(samples: int) -> Pcm16:
+    return np.arange(samples, dtype=np.int16)
+
+
+def test_block_of_opus_has_its_packets_in_the_third_frame() -> None:
+    block = opus_block(1_600, 960, 640, 2)
+    _, header, sound = block.encode()
+    said = {"codec": "opus", "run": 960, "crc": 0x12345678}
+    assert said.items() <= json.loads(header).items()
+    assert sound == b"\x02\x00\xfe\xb8\x00" + b"\x02\x00\xff\xb8\x01"
+    decoded = AudioBlock.decode(block.encode())
+    assert decoded.opus == block.opus
+    assert decoded.end_sample == block.end_sample
+    assert not decoded.pcm.any()  # until somebody decodes it
+
+
+def test_first_block_of_a_run_has_one_packet_more_and_the_last_may_be_short() -> None:
+    for block in (opus_block(960, 960, 320, 2), opus_block(1_280, 960, 330, 2)):
+        assert AudioBlock.decode(block.encode()).opus == block.opus
+
+
+@pytest.mark.parametrize(
+    ("block", "changes", "fault"),
+    [
+        (opus_block(1_280, 960, 640, 1), {}, "expected 2 packets"),
+        (opus_block(1_280, 960, 640, 3), {}, "expected 2 packets"),
+        (opus_block(1_281, 960, 640, 2), {}, "whole packets"),
+        (opus_block(640, 960, 640, 2), {}, "whole packets"),
+        (opus_block(1_280, 960, 0, 0), {}, "run, crc and samples"),
+        (opus_block(1_280, 960, 640, 2), {"run": None}, "run, crc and samples"),
+        (opus_block(1_280, 960, 640, 2), {"crc": 2**32}, "crc"),
+        (opus_block(1_280, 960, 640, 2), {"codec": "mp3"}, "codec"),
+    ],
+)
+def test_block_of_opus_that_contradicts_itself_is_refused(
+    block: AudioBlock, changes: dict[str, object], fault: str
+) -> None:
+    stream, header, sound = block.encode()
+    frames = [stream, json.dumps(json.loads(header) | changes).encode(), sound]
+    with pytest.raises(WireError, match=fault):
+        AudioBlock.decode(frames)
+
+
+@pytest.mark.parametrize("sound", [b"", b"\x02", b"\x02\x00\x00\xb8", b"\x00\x00\x00", b"\xff" * 9])
+def test_packets_that_are_cut_or_too_long_are_refused(sound: bytes) -> None:
+    stream, header, _ = opus_block(1_280, 960, 320, 1).encode()
+    with pytest.raises(WireError, match="packets"):
+        AudioBlock.decode([stream, header, sound])

@@ -15,6 +15,7 @@ from sample_messages import (
     alert,
     alerts_status,
     event_message,
+    forward_status,
     gap_message,
     health,
     recorder_status,
@@ -284,6 +285,7 @@ CONTENTS: tuple[Content, ...] = (
     worker_status(lag_s=0.3, disk="full", counters={"windows": 7}),
     alerts_status(failing=[FAILING], pending_by_action={"p": 1}),
     recorder_status(disk="full"),
+    forward_status(),
     alert(),
 )
 

@@ -40,7 +40,7 @@ def test_an_empty_section_keeps_a_clip_of_every_event(tmp_path: Path) -> None:
     ("recorder", "sentence"),
     [
         ({"clips": [{"streams": ["porhc"]}]}, "no stream 'porhc'; did you mean 'porch'?"),
-        ({"clips": [{"when": "always"}]}, "expected event, alert or never, got 'always'"),
+        ({"clips": [{"when": "always"}]}, "expected event, alert, best or never, got 'always'"),
         ({"clips": [{"pre_s": 60}]}, "recorder.clips[0].pre_s: expected at most 20, got 60"),
         ({"max_clip_s": 600}, "recorder.max_clip_s: expected at most 120, got 600"),
         ({"format": "mp3"}, "recorder.format: expected flac or opus, got 'mp3'"),

@@ -76,9 +76,34 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         ("model: {hop_s: yes}", "2: model.hop_s: expected a number, got 'yes'"),
         ("model: {hop_s: true}", "2: model.hop_s: expected a number, got true"),
         ("model: {max_streams: 4.5}", "2: model.max_streams: expected a whole number, got 4.5"),
+        (
+            "model: {max_streams: 4.0}",
+            "2: model.max_streams: expected a whole number, got 4.0",
+        ),
+        (
+            'model: {hop_s: "0.5"}',
+            "2: model.hop_s: expected a number, got '0.5'; leave out the quotes",
+        ),
+        (
+            "model: {hop_s: 500 ms}",
+            "2: model.hop_s: expected a number, got '500 ms'; "
+            "write the number alone, in the unit that the key names",
+        ),
+        (
+            "durability: ٣ s",
+            "2: durability: expected 'each event', or 1 s to 60 s between two syncs, got '٣ s'",
+        ),
+        (
+            "metrics: {listen: '127.0.0.1:٩٤٦٤'}",
+            "2: metrics.listen: expected host:port of the worker, e.g. 127.0.0.1:9464, "
+            "got '127.0.0.1:٩٤٦٤'",
+        ),
         ("model: {max_streams: 1_0}", "2: model.max_streams: expected a whole number, got '1_0'"),
         ("model: {max_streams: 0x10}", "2: model.max_streams: expected a whole number, got '0x10'"),
-        ("state_dir: 2026-11-20\nruntime_dir: 5", "3: runtime_dir: expected text, got 5"),
+        (
+            "state_dir: 2026-11-20\nruntime_dir: 5",
+            "3: runtime_dir: expected text, got 5; put it in quotes",
+        ),
         ("model:", "2: model: expected keys and values, got null"),
         # ranges
         ("model: {window_s: .nan}", "2: model.window_s: expected a finite number, got nan"),
@@ -102,7 +127,8 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         ),
         (
             "metrics: {listen: 9464}",
-            "2: metrics.listen: expected text, got 9464",
+            "2: metrics.listen: expected host:port, e.g. 127.0.0.1:9464 for this machine alone, "
+            "got 9464",
         ),
         (
             "metrics: {listen: localhost}",
@@ -198,7 +224,7 @@ def test_mistake_is_reported_with_its_line_and_path(yaml: str, problem: str) -> 
         ),
         (
             "{type: url, url: 'rtsp://x', options: {a: 5}}",
-            "streams[0].source.options.a: expected text, got 5",
+            "streams[0].source.options.a: expected text, got 5; put it in quotes",
         ),
         ("{type: stdin, format: s24be}", "or wav, got 's24be'; did you mean 's24le'?"),
     ],
@@ -222,11 +248,11 @@ def test_mistake_in_a_source_is_reported_without_internal_names(source: str, pro
         ("version: 1\nstreams: [1\n", "a.yaml:3: this is not valid YAML: "),
         ("version: 1\n\tstreams: []\n", "a.yaml:2: this is not valid YAML: "),
         ("version: 1\nx: \x07\n", "a.yaml:2: expected text, got the character U+0007"),
-        ("[" * 5000, "a.yaml: the configuration is nested too deeply"),
+        ("[" * 5000, "a.yaml:1: expected at most 32 levels of nesting, got more"),
         (
             "streams: [{name: A, source: {type: stdin}}]",
             "a.yaml:1: streams[0].name: expected lower-case letters, digits and '-', at most 63, "
-            "not starting with '-'",
+            "not starting with '-', got 'A'",
         ),
         (
             "streams: [{name: a, source: {type: stdin}}, {name: a, source: {type: microphone}}]",

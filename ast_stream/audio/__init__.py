@@ -1,1 +1,1 @@
-"""Sound in: sources, down-mixing, resampling and the ring."""
+"""Audio in memory and in files: mixing and resampling, decoders, recordings, Opus."""

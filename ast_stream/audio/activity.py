@@ -1,4 +1,4 @@
-"""Where in a recording the sound is, and how loud it is there, by short-time energy.
+"""The active parts of a recording, and their level, by short-time energy.
 
 A label holds for the sound, not for every second of the file: clips are padded with silence and a
 bark fills a fraction of its window. Everything here works on frames of 10 ms.

@@ -1,4 +1,4 @@
-"""Which files are recordings, what their headers declare, and what the files really hold.
+"""Containers of audio: which files are recordings, and how much of their headers is true.
 
 Writers that were killed leave lengths of 0, writers to a pipe lengths that mean "unknown", copies
 that broke off lengths beyond the end of the file. libsndfile believes most of them. Here WAV (also
@@ -377,7 +377,7 @@ def _are_chunks(file: BytesFile, at: int, form: _Form) -> bool:
 
 
 def _chunks(file: BytesFile, at: int, form: _Form) -> Iterator[_Chunk]:
-    """Yield the chunks from `at` on, up to the first that is none."""
+    """Yield the chunks from `at` on, up to the first that is not valid."""
     for _ in range(_MAX_CHUNKS):
         head = file.peek(at, form.n_header)
         if len(head) < form.n_header:

@@ -28,6 +28,7 @@ _FLOOR = 10 ** (-90 / 10)  # mean square of full scale: below it, polarity canno
 _CHECK_EVERY_S = 1.0
 _OPPOSITE = -0.8  # correlation of two channels that cancel each other
 _MAX_PAIRS = 4  # of opposite channels in one sentence
+_TOO_LOUD = 0.05  # share of samples beyond full scale in a recording that is not as it should be
 _MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond it is garbage that would ring in the filter
 
 
@@ -132,6 +133,7 @@ class ChannelSelector:
         self._has_sound = False
         self._opposite_text = ""  # which channels
         self._sounding_s = self._cancelled_s = 0.0  # with sound, and of it where channels cancelled
+        self._n_values = self._n_beyond = 0  # of all channels, and of them beyond full scale
         self.restart()
 
     def restart(self) -> None:
@@ -149,6 +151,9 @@ class ChannelSelector:
                 f"{self._cancelled_s:.0f} of {self._sounding_s:.0f} s with sound: opposite "
                 f"polarity; choose one channel"
             )
+        if self._n_beyond > _TOO_LOUD * self._n_values:
+            share = f"{100 * self._n_beyond / self._n_values:.0f} % of its samples"
+            return f"{share} are beyond full scale and cut off: floats are expected from -1 to 1"
         return None if self._has_sound else "nothing but digital silence"
 
     def select(self, pcm: Pcm, rate: int) -> Pcm:
@@ -172,6 +177,9 @@ class ChannelSelector:
 
     def _check(self, pcm: Floats, rate: int) -> None:
         is_mixed = self._choice == "mix" and pcm.shape[1] > 1
+        self._n_values += pcm.size
+        if pcm.max() > 1 or pcm.min() < -1:  # decoders of lossy formats do so now and then
+            self._n_beyond += int(np.count_nonzero(np.abs(pcm) > 1))
         if self._is_constant(pcm):
             self._n_silent += len(pcm)
             if self._n_silent >= FAULT_AFTER_S * rate:

@@ -1,4 +1,4 @@
-"""Recordings, read from front to back: the one reader for everything that takes a file.
+"""Recordings read from front to back: the one reader for everything that takes a file.
 
 A header is believed only as far as the file bears it out. Whatever keeps a recording from being
 read to its end becomes a sentence with the second it happened at: see `RecordingReader.check`.
@@ -204,7 +204,7 @@ class RecordingReader:
         return pcm
 
     def _has_more(self) -> bool:
-        """Return whether libsndfile left something that FFmpeg goes on with."""
+        """Return whether libsndfile stopped before the end, so that FFmpeg has to continue."""
         if not isinstance(self._decoder, SndfileDecoder) or self._layout.has_data_chunk:
             return False
         return self._n_bytes_left() > 0 and self._switch()
@@ -238,7 +238,7 @@ class RecordingReader:
         return cast(Pcm, np.zeros((0, self.n_channels), self.dtype))
 
     def _switch(self) -> bool:
-        """Let FFmpeg go on behind the frames read so far; False if it cannot."""
+        """Continue with FFmpeg behind the frames read so far; return False if it cannot."""
         n_problems = len(self.problems)
         read_to = self._file.read_to
         try:

@@ -1,4 +1,4 @@
-"""The streams of one capture process: one thread answers all rings, one sends for all of them.
+"""The streams of one capture process: one thread answers ring reads, one sends all blocks.
 
 Each source has a thread of its own. What becomes of one stream is no concern of another: it ends,
 begins again, comes and goes by itself.
@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ast_stream.capture.ended import EndedMark
+from ast_stream.capture.ended_marks import EndedMark
 from ast_stream.capture.report import families, status_of_all
-from ast_stream.capture.ring import Sender
+from ast_stream.capture.ring import BlockSender
 from ast_stream.capture.sources.base import SourceHungError
 from ast_stream.capture.stream import StreamCapture
+from ast_stream.capture.worker_choice import keys_to_workers, worker_choice
 from ast_stream.errors import AstStreamError, AudioError, StartupError
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.lifecycle import SUPERVISED, Notifier
@@ -29,7 +30,6 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.settings.workers import capture_settings, of_worker, worker_of
-from ast_stream.transport.keys import client_keys
 from ast_stream.transport.sockets import MAX_PEERS, Sockets
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,9 @@ class CaptureHost:
         streams: Sequence[StreamSettings],
         metrics: tuple[str, int] | None,
     ) -> None:
-        self._sockets = Sockets(client_keys(settings.transport))
-        self._sender = Sender()
+        self._sockets = Sockets(keys_to_workers(settings))
+        self._choice = worker_choice(settings)
+        self._sender = BlockSender()
         self._epoll = select.epoll()
         self._streams: dict[str, StreamCapture] = {}  # that are captured
         self._by_fd: dict[int, StreamCapture] = {}
@@ -112,10 +113,14 @@ class CaptureHost:
                 self._metrics.move(metrics)
                 self._metrics_at = metrics
             self._sender.start()
+            if self._choice is not None:
+                self._choice.start()
             self._want(settings, streams)
             self._begin_wanted(time.monotonic())
             if not self._streams and self._wanted:
-                raise next(one.error for one in self._wanted.values() if one.error is not None)
+                raise next(
+                    wanted.error for wanted in self._wanted.values() if wanted.error is not None
+                )
         except BaseException:
             self.close()
             raise
@@ -143,8 +148,8 @@ class CaptureHost:
         """Capture these streams from now on; those that are as they were notice nothing."""
         parts = {stream.name: capture_settings(settings, stream) for stream in streams}
         known = {**self._wanted, **self._begun}
-        for name, one in known.items():
-            if parts.get(name) != one.part:
+        for name, source in known.items():
+            if parts.get(name) != source.part:
                 with speaking_as(f"capture {name}"):
                     logger.info(
                         "beginning again with the new source"
@@ -152,7 +157,10 @@ class CaptureHost:
                         else "the configuration has no such stream any more"
                     )
                 self._remove(name)
-        self._want(settings, [one for one in streams if parts[one.name] != _part(known, one.name)])
+        self._want(
+            settings,
+            [stream for stream in streams if parts[stream.name] != _part(known, stream.name)],
+        )
 
     def keep_only(self, names: Sequence[str]) -> None:
         """Capture no streams but these from now on, and none that is not captured yet."""
@@ -161,7 +169,7 @@ class CaptureHost:
 
     def status(self) -> str:
         """Return how the streams are, in words."""
-        others = [f"{name} cannot begin: {one.error}" for name, one in self._wanted.items()]
+        others = [f"{name} cannot begin: {wanted.error}" for name, wanted in self._wanted.items()]
         if self._over:
             others.append(f"{len(self._over)} ended")
         return status_of_all([*self._streams.values()], others)
@@ -177,11 +185,13 @@ class CaptureHost:
         for name in list(self._streams):
             self._close(name)
         self._sockets.close()
+        if self._choice is not None:
+            self._choice.close()
         self._metrics.close()
         self._epoll.close()
         if os.environ.get(SUPERVISED) != "1":  # else `run` forgets them: it may start us again
-            for one in self._begun.values():
-                one.mark.remove()
+            for begun in self._begun.values():
+                begun.mark.remove()
 
     @property
     def failure(self) -> Exception | None:
@@ -219,6 +229,9 @@ class CaptureHost:
         for fd, _ in self._epoll.poll(wait_s):
             if (stream := self._by_fd.get(fd)) is not None:
                 stream.answer()
+        if self._choice is not None:
+            for stream in self._streams.values():
+                stream.serve_link()
 
     def _turn(self, now_s: float) -> None:
         for name, stream in list(self._streams.items()):
@@ -264,15 +277,20 @@ class CaptureHost:
                 self._wanted[stream.name] = wanted
 
     def _begin_wanted(self, now_s: float) -> None:
-        for name, one in list(self._wanted.items()):
-            if now_s < one.due_s:
+        for name, wanted in list(self._wanted.items()):
+            if now_s < wanted.due_s:
                 continue
             try:
                 stream = StreamCapture(
-                    one.settings, one.stream, self._sockets, self._sender, self._max_peers
+                    wanted.settings,
+                    wanted.stream,
+                    self._sockets,
+                    self._sender,
+                    self._max_peers,
+                    self._choice,
                 )
             except (AstStreamError, OSError) as error:  # perhaps of a process that ends
-                one.error, one.due_s = error, now_s + one.backoff.next_s()
+                wanted.error, wanted.due_s = error, now_s + wanted.backoff.next_s()
                 if self._begun or len(self._wanted) > 1:
                     with speaking_as(f"capture {name}"):
                         self._log.warning("cannot begin yet: %s", error)
@@ -294,8 +312,8 @@ class CaptureHost:
         self._over.pop(name, None)
         if name in self._streams:
             self._close(name)
-        if (one := self._begun.pop(name, None)) is not None:
-            one.mark.remove()
+        if (begun := self._begun.pop(name, None)) is not None:
+            begun.mark.remove()
 
     def _close(self, name: str) -> None:
         stream = self._streams.pop(name)

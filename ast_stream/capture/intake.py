@@ -1,4 +1,4 @@
-"""From a source into the ring, for as long as the process lives: open, read, resample, time, retry.
+"""From a source into the ring: open, read, resample, time-stamp, and retry for ever.
 
 A source that fails is closed and opened again for ever; the time that passed meanwhile becomes a
 hole in the sample index with its reason. Nothing here ends a stream but the end of a recording.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ast_stream.audio.pcm import ChannelSelector, Pcm, Resampler
+from ast_stream.capture.opus_ring import OpusRing
 from ast_stream.capture.ring import Ring
 from ast_stream.capture.sources.base import (
     Source,
@@ -75,6 +76,7 @@ class Intake:
     Args:
         stop: ends `run` soon after it is set.
         channels: selects the channel of each block.
+        coded: codes what goes into `ring`; None: it takes the samples as they are.
         warn_lost, warn_back: log a loss and its end; a flapping device may call them often.
         warn_fault: logs that the source gives what cannot be sound.
         random_unit: a number in [0, 1) for the jitter of the pauses.
@@ -93,6 +95,7 @@ class Intake:
         stop: threading.Event,
         *,
         channels: ChannelSelector | None = None,
+        coded: OpusRing | None = None,
         warn_lost: Callable[..., None] = logger.warning,
         warn_back: Callable[..., None] = logger.warning,
         warn_fault: Callable[..., None] = logger.warning,
@@ -107,11 +110,11 @@ class Intake:
         self._ring = ring
         self._stop = stop
         self._channels = channels or ChannelSelector()
+        self._coded = coded
         self._warn_lost = warn_lost
         self._warn_back = warn_back
         self._warn_fault = warn_fault
         self._monotonic_ns = monotonic_ns
-        self._random_unit = random_unit
         self._clock = CaptureClock()
         self._resampler: Resampler | None = None
         self._n_clipped = 0  # by resamplers before this one
@@ -123,7 +126,9 @@ class Intake:
         self._began_ns = monotonic_ns()
         self._first_block_ns: int | None = None  # since the last opening
         self._last_block_ns = self._progress_ns = self._began_ns
-        self._backoff = Backoff(*RETRY_S, healthy_s=STEADY_S)
+        self._backoff = Backoff(
+            *RETRY_S, healthy_s=STEADY_S, jitter=_JITTER, random_unit=random_unit
+        )
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
 
     def status(self) -> SourceStatus:
@@ -294,11 +299,10 @@ class Intake:
         self._warn_lost("%s; trying again", error)
 
     def _pause(self, error: CaptureError) -> None:
-        jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
         max_s = getattr(error, "max_pause_s", None)
         began_ns = self._first_block_ns or self._last_block_ns
         gave_s = (self._last_block_ns - began_ns) / NS_PER_SECOND
-        self._wait(self._backoff.after_run(gave_s, max_s) * jitter)
+        self._wait(self._backoff.after_run(gave_s, max_s))
 
     def _wait(self, duration_s: float) -> None:
         """Wait in steps: a long pause is progress, too."""
@@ -315,6 +319,8 @@ class Intake:
     def _flush(self) -> None:
         if self._resampler is not None:
             self._write(self._resampler.flush())
+        if self._coded is not None:
+            self._coded.flush(self._clock.moment)
 
     def _write(self, pcm: Pcm16) -> None:
         if len(pcm) == 0:
@@ -322,7 +328,10 @@ class Intake:
         step_ns = self._clock.step_ns(self._ring.next) if self._source.is_live else 0
         if step_ns:
             logger.info("audio clock moved by %.1f ms", step_ns / 1e6)
-        self._ring.write(pcm, self._clock.moment(self._ring.next))
+        if self._coded is not None:
+            self._coded.write(pcm, self._clock.moment)
+        else:
+            self._ring.write(pcm, self._clock.moment(self._ring.next))
 
 
 @dataclass(frozen=True)
@@ -345,7 +354,7 @@ class _Line:
 
 
 class CaptureClock:
-    """When samples were captured: straight lines, begun anew only where the clocks drifted apart.
+    """When samples were captured: a straight line, begun again where the clocks drifted apart.
 
     Blocks arrive late by a varying delay and never early, so the lower envelope of (arrival time
     minus samples / rate) over the last minute shows when samples were really captured. The time of

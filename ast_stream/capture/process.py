@@ -1,4 +1,4 @@
-"""The capture process of one stream or several: its command, and how it follows a reload."""
+"""The capture process of one or several streams: its command, and its reload."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _chosen(settings: Settings, names: Sequence[str]) -> list[StreamSettings]:
             raise UsageError(f"no stream {name!r} in the configuration{did_you_mean(name, there)}")
     chosen = _present(settings, names)
     if len(chosen) < len(names):
-        alone = next(name for name in names if name not in [one.name for one in chosen])
+        alone = next(name for name in names if name not in [stream.name for stream in chosen])
         raise UsageError(f"expected --stream {alone} alone: its source has a process of its own")
     if not chosen:
         raise UsageError("expected --stream: each source of the configuration has its own process")

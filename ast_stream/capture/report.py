@@ -1,4 +1,4 @@
-"""What a capture process says of its streams: a line for people, figures for Prometheus."""
+"""The status line and the metrics of a capture process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ast_stream.capture.sources.base import SourceState
 from ast_stream.capture.stream import StreamCapture
+from ast_stream.messages.pool import Placement
 from ast_stream.runtime.metrics import Family, figure
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs
 
@@ -21,6 +22,8 @@ def status_of(stream: StreamCapture) -> str:
     status, intake = stream.run.intake.status(), stream.run.intake
     if status.state == "missing":
         return f"waiting for {stream.name}: {status.detail}"
+    if stream.link is not None and (trouble := stream.link.status()) is not None:
+        return f"{stream.name}: {trouble}"
     if status.state == "ended":
         return f"{stream.name} has ended, the worker reads the rest"
     level = level_dbfs(stream)
@@ -106,9 +109,55 @@ def families(streams: Sequence[StreamCapture]) -> list[Family]:
             lambda stream: stream.run.server.n_sent,
         ),
         own(
+            "block_bytes_total",
+            "Bytes of the blocks handed to the worker, with their headers",
+            lambda stream: stream.run.server.n_bytes,
+        ),
+        own(
             "blocks_refused_total",
             "Blocks left in the ring",
             lambda stream: stream.run.server.n_refused,
+        ),
+        own(
+            "worker_changes_total",
+            "Times that the stream went to another worker of the pool",
+            lambda stream: 0 if stream.link is None else stream.link.figures.moves,
+        ),
+        own(
+            "worker_takeovers_total",
+            "Of these changes, those because the worker before was gone",
+            lambda stream: 0 if stream.link is None else stream.link.figures.takeovers,
+        ),
+        figure(
+            "ast_stream_capture_worker",
+            "1 for the worker of the pool that has the stream; none while there is none",
+            {
+                (stream.name, placement.worker): 1
+                for stream in streams
+                if (placement := _placement(stream)) is not None and placement.worker is not None
+            },
+            ("stream", "worker"),
+        ),
+        own(
+            "worker_age_seconds",
+            "Since that worker took the stream",
+            lambda stream: None if stream.link is None else stream.link.worker_age_s,
+        ),
+        own(
+            "handover_seconds",
+            "From the last acknowledgement of one worker to the first of the next, at the last "
+            "change",
+            lambda stream: None if stream.link is None else stream.link.figures.handover_s,
+        ),
+        own(
+            "hellos_total",
+            "Hellos to workers on other boxes",
+            lambda stream: 0 if stream.link is None else stream.link.figures.hellos,
+        ),
+        own(
+            "record_bytes_total",
+            "Bytes of journal records that workers of the pool gave",
+            lambda stream: 0 if stream.link is None else stream.link.figures.record_bytes,
         ),
         own(
             "malformed_requests_total",
@@ -116,6 +165,10 @@ def families(streams: Sequence[StreamCapture]) -> list[Family]:
             lambda stream: stream.run.server.n_malformed,
         ),
     ]
+
+
+def _placement(stream: StreamCapture) -> Placement | None:
+    return None if stream.link is None else stream.link.placement()
 
 
 def level_dbfs(stream: StreamCapture) -> float | None:

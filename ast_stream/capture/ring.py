@@ -1,4 +1,4 @@
-"""The last minutes of one stream, and what the worker gets of them: live blocks and replies.
+"""The ring: the last minutes of one stream, sent as live blocks and read back on request.
 
 The ring is the truth about what was captured: a block that could not be sent stays here and is
 requested later. No sockets here: requests and replies are frames, and blocks go to a function.
@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from ast_stream.messages.audio import (
     RingReply,
     decode_ring_request,
 )
+from ast_stream.messages.pool import Placement
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_ns
 
@@ -227,6 +229,20 @@ Note = Callable[[bytes, ReadRequest, AudioBlock | None], None]
 """Takes note of what a client of a ring is given, or refused; raises `WireError` to forbid it."""
 
 
+class Coding(Protocol):
+    """Codes the live blocks of a ring, see `ast_stream.capture.opus_ring`."""
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of a block at least, where more will follow."""
+
+    def begin_of(self, sample: int) -> int:
+        """Return where a block must begin to hold `sample`."""
+
+    def code(self, block: AudioBlock) -> AudioBlock:
+        """Return a block of the ring, or its beginning, coded."""
+
+
 class RingServer:
     """Sends the blocks of one stream and answers requests for what the worker has missed.
 
@@ -239,12 +255,17 @@ class RingServer:
             that did, for as long as it is connected.
         note: called before audio is given to a client, or refused.
         clock: name of this machine's monotonic clock, where the worker may be on another.
+        coding: codes live blocks; None: they are PCM.
+        placement: says which worker of a pool has the stream; None: it is in none.
 
     Attributes:
-        end_delivered: the last sample went out, marked as the last.
+        end_delivered: the worker has asked, and got the answer that the source has ended. A
+            live block that says so is a hint, and may be lost.
+        is_confirmed: the worker has said that it is done with a source that has ended.
         failure: why nothing more is sent although the source goes on, or None.
         next_live: first sample of the next live block.
         n_sent, n_refused: live blocks.
+        n_bytes: of the blocks that were sent.
         n_malformed: requests that did not follow the format.
     """
 
@@ -260,11 +281,13 @@ class RingServer:
         is_trusted: Callable[[bytes], bool] = lambda _: True,
         note: Note = lambda client, request, given: None,
         clock: str | None = None,
+        coding: Coding | None = None,
+        placement: Callable[[], Placement | None] = lambda: None,
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
-        self.end_delivered = False
+        self.end_delivered = self.is_confirmed = False
         self.failure: Exception | None = None
-        self.n_sent = self.n_refused = self.n_malformed = 0
+        self.n_sent = self.n_refused = self.n_malformed = self.n_bytes = 0
         self._stream = stream
         self._epoch = epoch
         self._endpoint = endpoint
@@ -274,34 +297,68 @@ class RingServer:
         self._is_trusted = is_trusted
         self._note = note
         self._clock = clock
+        self._coding = coding
+        self._placement = placement
         self._now = now
         self.next_live = 0
         self._readers: set[bytes] = set()
         self._worker: bytes | None = None  # the client whose acknowledgements count
+        self._is_awaited = False  # whether it will confirm that it is done
         self._log = LimitedLog(logger)
+
+    @property
+    def epoch(self) -> str:
+        """The run of the source."""
+        return self._epoch
+
+    @property
+    def is_done_with(self) -> bool:
+        """Whether the worker has all of a source that has ended, and needs the ring no more.
+
+        It has all when it has decided the last windows, which it says where it is able to. Until
+        then another worker may have to take over.
+        """
+        is_told = self.end_delivered and self._ring.acked == self._ring.next
+        return self.is_confirmed or (is_told and not self._is_awaited)
 
     @property
     def is_behind(self) -> bool:
         """Whether there are samples that no live block has had."""
         return self._ring.next > self.next_live
 
+    def begin_live(self) -> None:
+        """Send only what comes from now on: the worker asks for what was before."""
+        if self._is_paced:
+            self.next_live = self._ring.next
+
     def send_next(self, send: Callable[[list[bytes]], bool]) -> bool:
         """Send one block, if there is any; return False if the same one must be sent again."""
         if not self._is_paced:
             self.next_live = max(self.next_live, self._ring.acked)
-        block = self.block(self.next_live, MAX_LIVE_SAMPLES)
+        block = self._live_block()
         if len(block.pcm) == 0 and not block.is_last:
             return True
-        is_sent = send(block.encode())
+        frames = block.encode()
+        is_sent = send(frames)
         if is_sent:
             self.n_sent += 1
-            self.end_delivered = self.end_delivered or block.is_last
+            self.n_bytes += sum(map(len, frames))
         else:
             self.n_refused += 1
         is_done_with = is_sent or (self._is_paced and len(block.pcm) > 0)
         if is_done_with:
             self.next_live = block.end_sample
         return is_done_with
+
+    def _live_block(self) -> AudioBlock:
+        """Return the next block to send; it has no samples if there is none yet."""
+        if self._coding is None:
+            return self.block(self.next_live, MAX_LIVE_SAMPLES)
+        block = self.block(self._coding.begin_of(self.next_live), MAX_LIVE_SAMPLES)
+        is_short = len(block.pcm) < self._coding.min_samples and block.end_sample == self._ring.next
+        if is_short and not block.is_last:
+            return replace(block, pcm=_nothing())
+        return self._coding.code(block)
 
     def block(self, start: int, max_samples: int) -> AudioBlock:
         """Return the first block at or after `start`; it is the last if the source has ended."""
@@ -322,22 +379,24 @@ class RingServer:
             self._log.warning("malformed request refused: %s", error)
             return RingRefusal.malformed(str(error)).encode()
         if isinstance(request, AckRequest):
-            self._acknowledge(request, client)
+            self.acknowledge(request, client)
             return None
         if request.stream != self._stream:
-            return RingRefusal.wrong_stream(self._stream).encode()
+            return RingRefusal.wrong_stream(self._stream).to(request).encode()
         if request.epoch not in (None, self._epoch):
             held = self._ring.oldest, self._ring.next
-            return RingRefusal.wrong_epoch(self._epoch, *held).encode()
+            return RingRefusal.wrong_epoch(self._epoch, *held).to(request).encode()
         is_empty = request.start is not None and request.start == request.stop
         if not is_empty and not self._is_trusted(client):
             self._log.warning("read refused: the client may ask how the stream is, and not listen")
             self._note(client, request, None)
-            return RingRefusal.not_allowed().encode()
+            return RingRefusal.not_allowed().to(request).encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
         return self._read(request, client)
 
     def _read(self, request: ReadRequest, client: bytes) -> list[bytes]:
+        if request.confirms_end and self._is_trusted(client):
+            self._is_awaited = True
         status = self._status()
         start = self._ring.acked if request.start is None else request.start
         stop = self._ring.next if request.stop is None else request.stop
@@ -347,8 +406,9 @@ class RingServer:
                 self._note(client, request, block)
             except WireError as error:
                 self._log.warning("read refused: %s", error)
-                return RingRefusal.not_allowed().encode()
-        self.end_delivered = self.end_delivered or block.is_last
+                return RingRefusal.not_allowed().to(request).encode()
+        if block.is_last and self._worker in (None, client):
+            self.end_delivered = True
         reply = RingReply(
             block=block,
             oldest=self._ring.oldest,
@@ -357,13 +417,22 @@ class RingServer:
             state=status.state,
             detail=block.detail,
             is_paced=self._is_paced,
+            placement=self._placement() if start == stop else None,  # asked how the stream is
+            request_id=request.id,
         )
         return reply.encode()
 
-    def _acknowledge(self, request: AckRequest, client: bytes) -> None:
+    def use_worker(self, client: bytes) -> None:
+        """Accept acknowledgements from this client alone, from now on."""
+        self._worker = client
+        self._readers.add(client)
+        self.end_delivered = self._is_awaited = False
+
+    def acknowledge(self, request: AckRequest, client: bytes) -> bool:
+        """Move the cursor of the acknowledgements; return whether it was the worker's to move."""
         # an acknowledgement meant for the process before this one is late, not wrong
         if request.epoch != self._epoch:
-            return
+            return False
         if not self._is_of_worker(client):
             self.n_malformed += 1
             self._log.warning(
@@ -372,8 +441,12 @@ class RingServer:
             )
         elif self._ring.ack(request.stop):
             self._worker = client
+            is_end = request.last and request.stop == self._ring.next
+            self.is_confirmed = self.is_confirmed or (is_end and self._status().state == "ended")
+            return True
         else:
             logger.debug("acknowledgement of %d ignored", request.stop)
+        return False
 
     def _is_of_worker(self, client: bytes) -> bool:
         """Return whether a client has read, and no other one acknowledges."""
@@ -397,7 +470,7 @@ class RingServer:
         )
 
 
-class Sender:
+class BlockSender:
     """Sends the live blocks of all rings of a process, in one thread.
 
     A ring that is written to is served at once; one whose block must be sent again does not hold
@@ -438,7 +511,7 @@ class Sender:
             self._sends.pop(server, None)
 
     def notify(self, server: RingServer) -> None:
-        """Let a ring be looked at soon: it was written to, or its source has ended."""
+        """Let a ring be served soon: it was written to, or its source has ended."""
         self._changed.put(server)
 
     def run(self) -> None:
@@ -469,7 +542,7 @@ class Sender:
         """Send the next block of a ring, if there is one."""
         with self._lock:
             send = self._sends.get(server)
-            if send is None or server.end_delivered:
+            if send is None or server.is_done_with:
                 return
             before = server.next_live
             try:

@@ -1,4 +1,4 @@
-"""One stream of a capture process: its sockets, which stay, and its source, which may begin again.
+"""One stream of a capture process: its sockets last, while its source may be restarted.
 
 A source that hangs, or fails in a way that nobody has foreseen, is left behind with its thread, and
 the stream begins again with a new one: another ring, another epoch. So no other stream of the
@@ -16,8 +16,10 @@ from functools import partial
 
 from ast_stream.audio.pcm import ChannelSelector
 from ast_stream.capture.intake import Intake, make_source
-from ast_stream.capture.readers import RingReaders
-from ast_stream.capture.ring import Ring, RingServer, Sender
+from ast_stream.capture.link import StreamLink, WorkerChoice
+from ast_stream.capture.opus_ring import OpusRing
+from ast_stream.capture.ring import BlockSender, Ring, RingServer
+from ast_stream.capture.ring_readers import RingReaders
 from ast_stream.capture.sources.base import SourceHungError
 from ast_stream.errors import AstStreamError, AudioError
 from ast_stream.machine_clock import CLOCK_ID
@@ -30,6 +32,7 @@ from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     MAX_PEERS,
     QUERY_HWM_MESSAGES,
+    Socket,
     Sockets,
 )
 from ast_stream.units import seconds_to_samples
@@ -38,14 +41,15 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_LIMIT_S = 10.0  # a source that gives nothing for longer, and says nothing, is stuck
 MAX_HUNG = 4  # threads of one stream that have not returned; then it waits for one of them
-_LINGER_S = 0.5  # after its end was delivered the ring stays, for readers that ask again
+_LINGER_S = 0.5  # after the worker is done with it the ring stays, for others that read it,
+_LINGER_AWAY_S = 5.0  # and longer for a worker away from here that does not say so
 _HUNG_GRACE_S = 5.0  # before the ring of a hung source goes, the worker reads the rest
 _AGAIN_S = (0.5, 60.0)  # first and longest pause before a stream begins again
 _HEALTHY_S = 30.0  # one that went well for so long begins again without a penalty
 _REQUESTS_A_TURN = 16  # of one stream, before others have theirs answered
 
 
-class Outcome(Enum):
+class StreamOutcome(Enum):
     """How a run of a source is over."""
 
     ENDED = auto()  # what it had was delivered, even if that was not all it should have had
@@ -59,6 +63,7 @@ class SourceRun:
     Args:
         endpoint: of the ring.
         clock: name of this machine's monotonic clock, where the worker may be on another.
+        link: to the worker; None: it reads the ring at `endpoint`.
     """
 
     def __init__(
@@ -67,19 +72,25 @@ class SourceRun:
         endpoint: str,
         readers: RingReaders,
         clock: str | None,
-        sender: Sender,
+        sender: BlockSender,
+        link: StreamLink | None = None,
     ) -> None:
         self._name = stream.name
         source = make_source(stream.source)
         self._shares_process = stream.source.shares_process
         self._stop = threading.Event()
         self._sender = sender
+        self._link = link
         self.ring = Ring(seconds_to_samples(stream.ring_s))
+        wire = stream.wire
+        is_coded = wire.codec == "opus"
+        coded = OpusRing(self.ring, wire.bit_rate, wire.block_s) if is_coded else None
         self.intake = Intake(
             source,
             self.ring,
             self._stop,
             channels=ChannelSelector(stream.source.channel),
+            coded=coded,
             warn_lost=LimitedLog(logger).warning,
             warn_back=LimitedLog(logger).warning,
             warn_fault=LimitedLog(logger).warning,
@@ -91,9 +102,13 @@ class SourceRun:
             self.ring,
             self.intake.status,
             is_paced=source.is_paced,
-            is_trusted=readers.may_listen,
-            note=readers.note,
+            is_trusted=lambda client: _is_of(link, client) or readers.may_listen(client),
+            note=lambda client, request, given: (
+                None if _is_of(link, client) else readers.note(client, request, given)
+            ),
             clock=clock,
+            coding=coded,
+            placement=lambda: None if link is None else link.placement(),
         )
         self._notify = partial(sender.notify, self.server)
         self.ring.on_written = self._notify
@@ -122,19 +137,24 @@ class SourceRun:
         """What went wrong, if that was seen."""
         return self.intake.failure or self.server.failure
 
-    def outcome(self, now_s: float) -> Outcome | None:
+    def outcome(self, now_s: float) -> StreamOutcome | None:
         """Return how it is over, None as long as it goes on."""
         if self.server.failure is not None:
-            return Outcome.FAILED
+            return StreamOutcome.FAILED
         is_read = self.ring.acked == self.ring.next
         failure = self.intake.failure
         if isinstance(failure, SourceHungError) or (self.is_stuck and self._shares_process):
             is_over = self._is_so_for(_HUNG_GRACE_S, True, now_s) or is_read
-            return Outcome.HUNG if is_over else None
+            return StreamOutcome.HUNG if is_over else None
         if failure is not None and not isinstance(failure, AudioError):
-            return Outcome.FAILED
-        is_delivered = self.server.end_delivered and is_read
-        return Outcome.ENDED if self._is_so_for(_LINGER_S, is_delivered, now_s) else None
+            return StreamOutcome.FAILED
+        is_near = self._link is None or self.server.is_confirmed
+        linger_s = _LINGER_S if is_near else _LINGER_AWAY_S
+        return (
+            StreamOutcome.ENDED
+            if self._is_so_for(linger_s, self.server.is_done_with, now_s)
+            else None
+        )
 
     def _is_so_for(self, duration_s: float, is_so: bool, now_s: float) -> bool:
         if not is_so:
@@ -156,6 +176,7 @@ class StreamCapture:
     Args:
         settings: of the worker that the stream belongs to.
         max_peers: of the ring.
+        choice: says which worker on another box has the stream; None: the worker meets it here.
 
     Attributes:
         run: of the source, now.
@@ -173,8 +194,9 @@ class StreamCapture:
         settings: Settings,
         stream: StreamSettings,
         sockets: Sockets,
-        sender: Sender,
+        sender: BlockSender,
         max_peers: int = MAX_PEERS,
+        choice: WorkerChoice | None = None,
     ) -> None:
         self.name = stream.name
         self.is_over = False
@@ -185,12 +207,20 @@ class StreamCapture:
         self._sender = sender
         self._endpoint = ring_endpoint(settings, stream.name)
         audio = audio_endpoint(settings)
-        self._clock = CLOCK_ID if audio.startswith("tcp://") else None
-        self._push = sockets.connect("push", audio, AUDIO_HWM_BLOCKS)
+        is_away = choice is not None or audio.startswith("tcp://")
+        self._clock = CLOCK_ID if is_away else None
+        self.link: StreamLink | None = None
+        self._push: Socket | None = None
+        if choice is not None:
+            keeps_record = choice.takes_over
+            self.link = StreamLink(stream, sockets, sender, choice, keeps_record=keeps_record)
+        else:
+            self._push = sockets.connect("push", audio, AUDIO_HWM_BLOCKS)
         try:
             self._router = sockets.bind("router", self._endpoint, QUERY_HWM_MESSAGES, max_peers)
         except BaseException:
-            sockets.forget(self._push)
+            if self._push is not None:
+                sockets.forget(self._push)
             raise
         audit = open_audit_log(settings, f"capture {stream.name}")
         self._readers = RingReaders(self._router, audio, settings.privacy, audit)
@@ -234,11 +264,19 @@ class StreamCapture:
     def turn(self, now_s: float) -> None:
         """See what has become of the source; to be called several times a second."""
         with speaking_as(f"capture {self.name}"):
+            if self.link is not None:
+                self.link.turn()
             if self._again_s is not None:
                 if now_s >= self._again_s and self._has_thread_left():
                     self._begin_again(now_s)
             elif (outcome := self.run.outcome(now_s)) is not None:
                 self._finish(outcome, now_s)
+
+    def serve_link(self) -> None:
+        """Answer what a worker on another box has asked."""
+        if self.link is not None:
+            with speaking_as(f"capture {self.name}"):
+                self.link.serve()
 
     def write_repeats(self) -> None:
         """Write what was counted of who reads the ring, once a minute."""
@@ -264,12 +302,19 @@ class StreamCapture:
             f"{server.n_sent} blocks sent, {server.n_refused} refused, "
             f"{server.n_malformed} malformed requests"
         )
+        if self.link is not None:
+            text += f", {self.link.figures}"
         return text + (f", begun again {self.n_restarts} times" if self.n_restarts else "")
 
     def _begin(self, now_s: float) -> SourceRun:
-        run = SourceRun(self._stream, self._endpoint, self._readers, self._clock, self._sender)
+        run = SourceRun(
+            self._stream, self._endpoint, self._readers, self._clock, self._sender, self.link
+        )
         self._began_s, self._again_s = now_s, None
-        self._sender.add(run.server, self._push.send)
+        if self.link is not None:
+            self.link.use(run.server, run.ring)
+        elif self._push is not None:
+            self._sender.add(run.server, self._push.send)
         run.start()
         return run
 
@@ -281,18 +326,18 @@ class StreamCapture:
             self._again_s = now_s + self._backoff.next_s()
             self._log.warning("the source cannot begin again: %s", error)
 
-    def _finish(self, outcome: Outcome, now_s: float) -> None:
+    def _finish(self, outcome: StreamOutcome, now_s: float) -> None:
         """End the stream, or let it begin again."""
         failure, source = self.run.failure, self._stream.source
         if not source.shares_process:
-            if outcome is Outcome.HUNG and failure is None:
+            if outcome is StreamOutcome.HUNG and failure is None:
                 failure = SourceHungError("stalled", f"the source of {self.name} does not return")
             self.is_over, self.failure = True, failure
             return
         is_of_one_go = source.can_end and not source.can_resume
-        is_end = outcome is Outcome.ENDED and failure is None
-        if is_end or (is_of_one_go and outcome is not Outcome.HUNG):
-            if outcome is Outcome.FAILED:
+        is_end = outcome is StreamOutcome.ENDED and failure is None
+        if is_end or (is_of_one_go and outcome is not StreamOutcome.HUNG):
+            if outcome is StreamOutcome.FAILED:
                 logger.error("the source failed and does not begin again", exc_info=failure)
             self.is_over, self.failure = True, failure
             return
@@ -322,5 +367,12 @@ class StreamCapture:
 
     def _close_sockets(self) -> None:
         self._sockets.forget(self._router)
-        self._sockets.forget(self._push)
+        if self.link is not None:
+            self.link.close()
+        elif self._push is not None:
+            self._sockets.forget(self._push)
         self._readers.close()
+
+
+def _is_of(link: StreamLink | None, client: bytes) -> bool:
+    return link is not None and link.is_client(client)

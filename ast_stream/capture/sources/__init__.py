@@ -1,1 +1,1 @@
-"""The kinds of sources of sound, one file for each."""
+"""Sources of sound: one module for each type."""

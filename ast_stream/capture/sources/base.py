@@ -1,4 +1,4 @@
-"""What the kinds of sources have in common: open, read blocks of sound, close."""
+"""The interface of all sources: open, read blocks of sound, close."""
 
 from __future__ import annotations
 

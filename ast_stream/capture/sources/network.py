@@ -461,7 +461,7 @@ def _is_named_playlist(url: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _HttpResponse:
     """The beginning of an answer over HTTP.
 
     Attributes:
@@ -561,7 +561,7 @@ def _refusal(status: int, reason: str = "") -> str:
     return f"the server refuses the request ({shown})"
 
 
-def _ask(url: str, options: Mapping[str, str], timeout_s: float) -> _Answer:
+def _ask(url: str, options: Mapping[str, str], timeout_s: float) -> _HttpResponse:
     """Return the beginning of what is answered at a URL of HTTP.
 
     Args:
@@ -595,10 +595,10 @@ def _ask(url: str, options: Mapping[str, str], timeout_s: float) -> _Answer:
                 head += piece
                 if not piece or (b"\0" in head and len(head) >= _PIECE_BYTES):
                     break  # the end, or sound, of which there may be no end
-            return _Answer(response.geturl(), response.status, response.reason, kind, head)
+            return _HttpResponse(response.geturl(), response.status, response.reason, kind, head)
     except urllib.error.HTTPError as error:
         error.close()
-        return _Answer(url, error.code, str(error.reason), "", b"")
+        return _HttpResponse(url, error.code, str(error.reason), "", b"")
     except (HTTPException, ValueError) as error:  # what answers speaks no HTTP
         raise OSError(f"what answers is no web server: {error}") from error
 

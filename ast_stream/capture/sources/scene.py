@@ -10,7 +10,7 @@ from ast_stream.units import SAMPLE_RATE, samples_to_ns, seconds_to_samples
 
 
 class ScenePlayer:
-    """A finite source: one scene, once; opened again, it goes on where it was."""
+    """A finite source: one scene, once; opened again, it continues where it was."""
 
     is_live = False
 
@@ -27,7 +27,7 @@ class ScenePlayer:
         return self._pace.is_realtime
 
     def open(self) -> None:
-        """Start, or go on where the scene was left."""
+        """Start, or continue where the scene was left."""
         self._opened_at = self._position
         self._pace.begin()
 

@@ -175,7 +175,7 @@ class StandardInput:
         )
 
     def _recognise(self, head: bytes, *, is_end: bool) -> PcmFormat | None:
-        """Return what the stream is by its first bytes; None: more are needed."""
+        """Return the format of a stream from its first bytes; None: more are needed."""
         if self._settings.format == "wav":
             if is_end and not head:
                 return self._raw_format()  # nothing at all is no sound, but no mistake either
@@ -263,7 +263,7 @@ def decoded(data: bytes, pcm_format: PcmFormat) -> Pcm:
 
 
 def wav_format(head: bytes) -> PcmFormat | None:
-    """Return what a WAV holds, by its first bytes; None: more are needed.
+    """Return the format of a WAV from its first bytes; None: more are needed.
 
     Raises:
         ConfigError: it is no WAV, or not one of plain PCM.

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer, Sender
+from ast_stream.capture.ring import OVERWRITTEN, BlockSender, Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import (
@@ -497,10 +497,21 @@ class Link:
         return self.server.send_next(self.send)
 
     def run(self) -> None:
-        """Send until the end is delivered, or something is wrong."""
+        """Send until the end is sent, and asked for, or something is wrong."""
         with sending(self) as sender:
             sender.notify(self.server)
-            wait_for(lambda: self.server.end_delivered or self.server.failure is not None)
+            wait_for(lambda: self._has_sent_end or self.server.failure is not None)
+            self.ask()
+
+    def ask(self, client: bytes = b"", *, confirms_end: bool = False) -> None:
+        """Ask the ring as a worker does that has all of it."""
+        request = ReadRequest(v=1, op="read", stream="porch", epoch=EPOCH, start=self.ring.next)
+        request = request.model_copy(update={"confirms_end": confirms_end})
+        self.server.answer(request.encode(), client)
+
+    @property
+    def _has_sent_end(self) -> bool:
+        return any(block.is_last for block in self.received)
 
     def send(self, frames: list[bytes]) -> bool:
         if self.is_up:
@@ -569,16 +580,16 @@ def test_what_is_sent_late_never_makes_a_block_longer_than_a_second() -> None:
     assert [len(b.pcm) for b in link.received] == [16_000, 16_000, 8_000]
 
 
-def test_the_end_is_sent_with_the_last_samples_or_after_them_and_once() -> None:
+def test_the_end_is_sent_with_the_last_samples_or_after_them_until_the_worker_has_asked() -> None:
     with_samples, after = Link(status=ENDED), Link()
     with_samples.write(100)
     with_samples.run()
-    assert [(len(b.pcm), b.is_last) for b in with_samples.received] == [(100, True)]
+    assert (len(with_samples.received[0].pcm), with_samples.received[0].is_last) == (100, True)
     after.write(100)
     after.send_next()
     after.status = ENDED
     after.run()
-    assert [(len(b.pcm), b.is_last) for b in after.received] == [(100, False), (0, True)]
+    assert [(len(b.pcm), b.is_last) for b in after.received][:2] == [(100, False), (0, True)]
 
 
 def test_the_end_of_a_live_recording_is_repeated_until_it_is_taken() -> None:
@@ -586,20 +597,73 @@ def test_the_end_of_a_live_recording_is_repeated_until_it_is_taken() -> None:
     link.write(100)
     link.send_next()
     assert not link.send_next()
-    assert not link.server.end_delivered
 
     with sending(link) as sender:
         sender.notify(link.server)
         wait_for(lambda: link.server.n_refused > 3)
         link.is_up = True
-        wait_for(lambda: link.server.end_delivered)
-    assert [(b.start_sample, len(b.pcm), b.is_last) for b in link.received] == [(100, 0, True)]
+        wait_for(lambda: len(link.received) > 1)
+        assert not link.server.end_delivered  # what is sent may be lost
+        link.ask()
+    assert {(b.start_sample, len(b.pcm), b.is_last) for b in link.received} == {(100, 0, True)}
+
+
+def test_only_what_the_present_worker_was_told_is_the_end() -> None:
+    link = Link(status=ENDED)
+    link.write(100)
+    link.server.use_worker(b"one")
+    link.ask(b"a recorder")
+    assert not link.server.end_delivered
+    link.ask(b"one")
+    assert link.server.end_delivered
+    link.server.use_worker(b"two")
+    assert not link.server.end_delivered
+    link.ask(b"two")
+    assert link.server.end_delivered
+
+
+def test_a_worker_that_confirms_the_end_keeps_the_ring_until_it_has_done_so() -> None:
+    link = Link(status=ENDED)
+    link.write(100)
+    link.server.use_worker(b"one")
+    link.ask(b"one", confirms_end=True)
+    link.ask(b"a recorder")
+    assert link.server.acknowledge(ack(100), b"one")
+    assert link.server.end_delivered
+    assert not link.server.is_done_with
+    assert link.server.acknowledge(ack(90, last=True), b"one") is False
+    assert not link.server.is_done_with
+    assert link.server.acknowledge(ack(100, last=True), b"one")
+    assert link.server.is_done_with
+    link.server.use_worker(b"two")
+    assert link.server.is_done_with  # for good
+
+
+def test_a_worker_that_confirms_nothing_is_done_when_it_was_told_and_has_acknowledged() -> None:
+    link = Link(status=ENDED)
+    link.write(100)
+    link.ask(b"one")
+    assert not link.server.is_done_with
+    link.server.acknowledge(ack(100), b"one")
+    assert link.server.is_done_with
+
+
+def test_a_source_that_goes_on_is_not_done_with_whatever_is_said() -> None:
+    link = Link()
+    link.write(100)
+    link.ask(b"one", confirms_end=True)
+    assert link.server.acknowledge(ack(100, last=True), b"one")
+    assert not link.server.is_done_with
+
+
+def ack(stop: int, *, last: bool = False) -> AckRequest:
+    return AckRequest(v=1, op="ack", epoch=EPOCH, stop=stop, last=last)
 
 
 @contextmanager
-def sending(*links: Link) -> Iterator[Sender]:
+def sending(*links: Link) -> Iterator[BlockSender]:
     """Send the blocks of rings in one thread."""
-    sender = Sender()
+    sender = BlockSender()
     for link in links:
         sender.add(link.server, link.send)
     sender.start()
@@ -650,6 +714,20 @@ def test_a_ring_whose_block_is_not_taken_does_not_hold_up_another() -> None:
         wait_for(lambda: len(other.received) == 1)
         stuck.is_up = True
         wait_for(lambda: len(stuck.received) == 1)
+
+
+def test_the_end_is_sent_again_until_the_worker_has_confirmed_it() -> None:
+    link = Link(status=ENDED)
+    link.write(100)
+    link.ask(b"one", confirms_end=True)
+    assert link.server.end_delivered
+    with sending(link):
+        wait_for(lambda: sum(block.is_last for block in link.received) > 2)
+        assert link.server.acknowledge(ack(100, last=True), b"one")
+        time.sleep(0.01)  # what is being sent now is the last
+        n_sent = len(link.received)
+        wait_for(lambda: link.server.is_done_with)
+    assert len(link.received) <= n_sent + 1
 
 
 def test_a_bug_in_sending_ends_one_stream_and_reaches_the_main_thread() -> None:

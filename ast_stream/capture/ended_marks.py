@@ -1,4 +1,4 @@
-"""Which sources have come to their end: a small file each, for the process after this one.
+"""Markers of sources that have ended: a small file each, for the next capture process.
 
 A process lives on when one of its sources has ended. If it is killed, the next one must not play
 that recording again.
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class EndedMark:
-    """The file that says of one source, with these settings and since the last boot, that it ended.
+    """The file that marks a source as ended, for these settings and this boot.
 
     Args:
         settings: of the worker that the stream belongs to.

@@ -1,4 +1,4 @@
-"""Who reads the ring of a stream: the worker, which needs what it missed, or somebody else.
+"""Who reads the ring of a stream: its worker, for what it missed, or another process.
 
 The worker is the process that listens where the blocks are sent: the kernel says which one that is,
 and of which process a request came. Its reads are how sound gets to it, and nothing to record.
@@ -50,7 +50,7 @@ class RingReaders:
         return self._mode == "off" or self._is_worker(client)
 
     def note(self, client: bytes, request: ReadRequest, given: AudioBlock | None) -> None:
-        """Record what somebody else than the worker is given or refused.
+        """Record what a reader other than the worker is given or refused.
 
         Raises:
             WireError: it cannot be recorded, and so must not be given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ast_stream.capture.ended import EndedMark
+from ast_stream.capture.ended_marks import EndedMark
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import Settings
 

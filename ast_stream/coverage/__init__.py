@@ -1,1 +1,1 @@
-"""The ledger of what was listened to: spans of every stream, on disk, and what they add up to."""
+"""The coverage ledger: what became of every sample of every stream, on disk, and its totals."""

@@ -42,6 +42,7 @@ from ast_stream.runtime.segments import (
     segment_path,
 )
 from ast_stream.settings.storage import MAX_SPARE_BYTES
+from ast_stream.units import NS_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +52,12 @@ SEGMENT_BYTES = 1024 * 1024
 # in which a worker looks up where its streams stand: each has a line in them, unless it was silent
 RECENT_SEGMENTS = 4
 MAX_UNWRITTEN = 10_000  # spans kept in memory while the disk refuses them
+_CLOCK_SET_NS = 86_400 * NS_PER_SECOND  # a wall clock was hardly ever wrong by more
 _NAME = "coverage"
 _WHAT = "coverage ledger"
 
 
-class _Segment(LineFile):
+class _LedgerSegment(LineFile):
     MAX_LINE_BYTES = MAX_LINE_BYTES
 
 
@@ -88,7 +90,14 @@ class CoverageLedger:
         self.samples: Counter[tuple[str, Kind]] = Counter()
         self._now_s = now_s
         self._folder = SegmentFolder(
-            folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes, max_age_s
+            folder,
+            _NAME,
+            _WHAT,
+            _LedgerSegment,
+            max_bytes,
+            segment_bytes,
+            max_age_s,
+            outage=self.outage,
         )
         self._unwritten = unwritten
         self._accounted = Accounted()
@@ -221,7 +230,7 @@ class CoverageLedger:
         self._closed.extendleft(reversed(self._unsynced))
         self._unsynced.clear()
 
-    def _merge(self, segment: _Segment) -> None:
+    def _merge(self, segment: _LedgerSegment) -> None:
         """Rewrite a full segment with neighbours merged, if that makes it much smaller."""
         if not segment.is_there():
             return
@@ -245,11 +254,12 @@ class CoverageLedger:
             self._kept = content
 
 
-def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
+def read_spans(folder: Path, unwritten: Path, since_ns: int | None = None) -> dict[str, list[Span]]:
     """Return what is known of each stream, in the order of time; also beside a running worker.
 
     Args:
         folder, unwritten: as the worker was given them; what is not there is empty.
+        since_ns: what is older may be left out: it is if it stands in files of days before.
 
     Raises:
         OSError: they cannot be read.
@@ -259,33 +269,49 @@ def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
     written: list[bytes] = []
     if folder.is_dir():
         for number in segment_numbers(folder, _NAME):
-            written += _lines_of(segment_path(folder, _NAME, number), SEGMENT_BYTES)
+            path = segment_path(folder, _NAME, number)
+            if since_ns is None or not _is_older(path, since_ns):
+                written += _lines_of(path, SEGMENT_BYTES)
     streams: dict[str, list[Span]] = {}
     for span in merged(span for span in decoded(written + lines) if span is not None):
         streams.setdefault(span.stream, []).append(span)
     return streams
 
 
-def read_all_spans(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
-    """Return what the ledgers of all workers say of each stream, which may have moved.
+def read_all_spans(
+    ledgers: Sequence[tuple[Path, Path]], since_ns: int | None = None
+) -> dict[str, list[Span]]:
+    """Return the spans of each stream in the ledgers of all workers; a stream may have moved.
+
+    Where a worker took over from one that had not acknowledged all that it had heard, both have
+    some samples: they are there once.
 
     Args:
         ledgers: folder and file of each, as for `read_spans`.
+        since_ns: as there.
 
     Raises:
         OSError: they cannot be read.
     """
     found: dict[str, list[Span]] = {}
     for paths in ledgers:
-        for stream, spans in read_spans(*paths).items():
+        for stream, spans in read_spans(*paths, since_ns).items():
             before = found.get(stream, [])
             found[stream] = (
-                sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
+                merged(sorted([*before, *spans], key=attrgetter("time_ns"))) if before else spans
             )
     return found
 
 
-def _lines(segment: _Segment, max_bytes: int) -> list[bytes]:
+def _is_older(path: Path, since_ns: int) -> bool:
+    """Return whether all that a file holds ended before, even by a clock that was set since."""
+    try:
+        return path.stat().st_mtime_ns < since_ns - _CLOCK_SET_NS
+    except OSError:
+        return False
+
+
+def _lines(segment: _LedgerSegment, max_bytes: int) -> list[bytes]:
     return [line for _, line in segment.lines(max_bytes)]
 
 

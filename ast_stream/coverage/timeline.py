@@ -1,11 +1,13 @@
-"""What the spans of a stream add up to: all time between two moments, each sample once."""
+"""The spans of a stream added up: all time between two moments, each sample once."""
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 from ast_stream.coverage.spans import HEARD, KINDS, REMOVED, Kind, Span
 from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns, samples_to_seconds
@@ -64,23 +66,57 @@ class Stretch:
         return {key: value for key, value in values.items() if value is not None}
 
 
-def timeline(spans: Sequence[Span]) -> list[Stretch]:
+class _Taken:
+    """Wall time that is accounted for: ranges that are disjoint and in order."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    @classmethod
+    def by(cls, spans: Sequence[Span]) -> Self:
+        """Return the time of spans; none where it only goes forward, for nothing can overlap."""
+        taken = cls()
+        if any(span.stop_ns - after.time_ns > _SAMPLE_NS for span, after in pairwise(spans)):
+            for span in spans:
+                taken.take(span.time_ns, span.stop_ns)
+        return taken
+
+    def take(self, start_ns: int, stop_ns: int) -> list[tuple[int, int]]:
+        """Take a range; return the parts of it that were free."""
+        first = bisect.bisect_right(self._stops, start_ns)
+        last = bisect.bisect_left(self._starts, stop_ns)
+        starts, stops = self._starts[first:last], self._stops[first:last]  # of what overlaps
+        parts = zip([start_ns, *stops], [*starts, stop_ns], strict=True)
+        self._starts[first:last] = [min([start_ns, *starts])]
+        self._stops[first:last] = [max([stop_ns, *stops])]
+        return [(begin_ns, end_ns) for begin_ns, end_ns in parts if begin_ns < end_ns]
+
+
+def timeline(spans: Sequence[Span], until_ns: int | None = None) -> list[Stretch]:
     """Return the spans of one stream with the time between them, which is missing.
 
     Within an epoch consecutive samples follow each other, whatever the wall clock says meanwhile:
-    it was set, or corrected for the rate of the device, and no time is missing.
+    it was set, or corrected for the rate of the device, and no time is missing. Nor is time of
+    which there is a record elsewhere, or that is missing already: clocks leap ahead and back.
+
+    Args:
+        until_ns: time after the last span is missing up to here; None: it is not counted.
     """
     found: list[Stretch] = []
     before: Span | None = None
+    taken = _Taken.by(spans)
     for span in spans:
         if before is not None and not _follows(span, before):
-            found += _unrecorded(before, span.time_ns)
+            found += _unrecorded(before, span.time_ns, taken)
         found.append(
             Stretch(
                 span.kind, span.time_ns, span.samples, span.reason, span.epoch, span.start_sample
             )
         )
         before = span
+    if before is not None and until_ns is not None:
+        found += _unrecorded(before, until_ns, taken)
     return found
 
 
@@ -117,14 +153,12 @@ class Coverage:
             until_ns: None: until now if it is expected, else to the last record. Time behind the
                 last record is missing once it is older than `UNDECIDED_NS`.
         """
-        stretches = timeline(spans)
         stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)
-        last_ns = stretches[-1].stop_ns if stretches else stop_ns
+        last_ns = spans[-1].stop_ns if spans else stop_ns
         is_off = bool(spans) and spans[-1].begins_off
         is_old = is_off or now_ns - last_ns > UNDECIDED_NS
         is_counted_on = is_off or is_expected or until_ns is not None
-        if spans and is_old and is_counted_on:
-            stretches += _unrecorded(spans[-1], stop_ns)
+        stretches = timeline(spans, stop_ns if is_old and is_counted_on else None)
         begin_ns = 0 if since_ns is None else since_ns
         end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
         parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
@@ -187,14 +221,17 @@ def _follows(span: Span, before: Span) -> bool:
     return span.epoch == before.epoch and span.start_sample == before.stop_sample
 
 
-def _unrecorded(before: Span, until_ns: int) -> list[Stretch]:
-    """Return the time between a span and what follows it, if there is any."""
-    absent = _samples(until_ns - before.stop_ns)
-    if absent <= 0:
+def _unrecorded(before: Span, until_ns: int, taken: _Taken) -> list[Stretch]:
+    """Return the time between a span and what follows it, where nothing speaks of it yet."""
+    if _samples(until_ns - before.stop_ns) <= 0:
         return []
-    if before.begins_off:
-        return [Stretch("off", before.stop_ns, absent, REMOVED)]
-    return [Stretch("missing", before.stop_ns, absent, NOT_RECORDED)]
+    kind: Kind = "off" if before.begins_off else "missing"
+    reason = REMOVED if before.begins_off else NOT_RECORDED
+    return [
+        Stretch(kind, start_ns, absent, reason)
+        for start_ns, stop_ns in taken.take(before.stop_ns, until_ns)
+        if (absent := _samples(stop_ns - start_ns)) > 0
+    ]
 
 
 def _samples(duration_ns: int) -> int:

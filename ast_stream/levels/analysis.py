@@ -1,4 +1,4 @@
-"""One second of sound in, its levels out; many streams at once, nothing kept from call to call.
+"""The levels of one second of sound; many streams at once, without state between calls.
 
 What a second gives depends on its own samples and those of 1.125 s before it alone: it is the same
 live at any block size, after a restart, and in a batch of any size (to the rounding of float32).

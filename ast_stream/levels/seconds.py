@@ -1,4 +1,4 @@
-"""The seconds of many streams: audio in as it comes, levels out where a second is whole."""
+"""Whole seconds of many streams: audio in as it comes, levels out when a second is complete."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SecondOfSound:
         )
 
 
-class _Heard:
+class _RecentAudio:
     """The newest audio of one stream.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Whole:
     """A second that waits to be analysed: NEEDED samples up to its end."""
 
     stream: str
-    heard: _Heard
+    heard: _RecentAudio
     end: int
     pcm: Pcm16
 
@@ -98,7 +98,7 @@ class LevelSeconds:
     """
 
     def __init__(self) -> None:
-        self._heard: dict[str, _Heard] = {}
+        self._heard: dict[str, _RecentAudio] = {}
         self.whole: list[_Whole] = []
 
     def begin(
@@ -111,14 +111,14 @@ class LevelSeconds:
             start_sample: the first that will come.
             after: give out only seconds that end behind this sample: those before it were.
         """
-        self._heard[stream] = _Heard(epoch, clock, start_sample, after)
+        self._heard[stream] = _RecentAudio(epoch, clock, start_sample, after)
 
     def forget(self, stream: str) -> None:
         """Drop what is known of a stream."""
         self._heard.pop(stream, None)
 
     def hear(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
-        """Take the next samples of a stream that has begun; behind a gap it settles anew."""
+        """Process the next samples of a stream; after a gap the filters settle again."""
         heard = self._heard[stream]
         if start_sample != heard.audio.end:
             heard.audio.restart(start_sample)
@@ -145,7 +145,7 @@ class LevelSeconds:
             found += _analysed(list(batch.values()))
         return found
 
-    def _take(self, stream: str, heard: _Heard) -> None:
+    def _take(self, stream: str, heard: _RecentAudio) -> None:
         end = heard.audio.end
         _, pcm = heard.audio.read(end - NEEDED, end)
         self.whole.append(_Whole(stream, heard, end, pcm))

@@ -1,4 +1,4 @@
-"""Who may do what over tcp: the allow-list of public keys, a file that is read again on change."""
+"""The allow-list: public keys and their rights over tcp; a file that is read again on change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Any
 
 from ast_stream.errors import StartupError
 from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
-from ast_stream.runtime.files import DamagedFileError, lock_file, read_bounded, replace_file
+from ast_stream.runtime.files import (
+    DamagedFileError,
+    lock_file,
+    read_bounded,
+    reason_of,
+    replace_file,
+)
 from ast_stream.transport.keys import NAME, NAME_RULE, decode_key
 from ast_stream.transport.zmtp import Kind
 from ast_stream.units import format_time, parse_time
@@ -106,7 +112,7 @@ NO_RIGHTS = Rights(frozenset(), frozenset())
 
 
 @dataclass(frozen=True)
-class Client:
+class AllowedClient:
     """One line of the allow-list."""
 
     name: str
@@ -124,7 +130,7 @@ class Client:
         object.__setattr__(self, "rights", Rights.of(self.words))
 
 
-def read_allow_list(path: Path) -> list[Client]:
+def read_allow_list(path: Path) -> list[AllowedClient]:
     """Return the clients in an allow-list; nobody if there is no such file.
 
     Raises:
@@ -136,8 +142,7 @@ def read_allow_list(path: Path) -> list[Client]:
     except FileNotFoundError:
         return []
     except (OSError, DamagedFileError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise StartupError(f"allow-list: cannot read {path}: {reason}") from error
+        raise StartupError(f"allow-list: cannot read {path}: {reason_of(error)}") from error
     if mode & _OTHERS_MAY_WRITE:
         raise StartupError(f"allow-list: everybody may write {path}: chmod o-w {path}")
     try:
@@ -147,7 +152,7 @@ def read_allow_list(path: Path) -> list[Client]:
 
 
 @contextmanager
-def changing_allow_list(path: Path) -> Iterator[list[Client]]:
+def changing_allow_list(path: Path) -> Iterator[list[AllowedClient]]:
     """Yield the clients in an allow-list, and write the list as it is left, unless that raises.
 
     Raises:
@@ -163,7 +168,7 @@ def changing_allow_list(path: Path) -> Iterator[list[Client]]:
         os.close(lock_fd)
 
 
-def write_allow_list(path: Path, clients: Sequence[Client]) -> None:
+def write_allow_list(path: Path, clients: Sequence[AllowedClient]) -> None:
     """Write an allow-list; running processes follow it within two seconds.
 
     Raises:
@@ -196,7 +201,7 @@ def _make_folder(path: Path) -> None:
         raise StartupError(f"allow-list: cannot write {path}: {error.strerror}") from error
 
 
-def _decode(content: bytes) -> list[Client]:
+def _decode(content: bytes) -> list[AllowedClient]:
     body = json.loads(content)
     if not isinstance(body, dict) or body.get("version") != _VERSION:
         raise ValueError(f"expected an object of version {_VERSION}, got something else")
@@ -211,7 +216,7 @@ def _decode(content: bytes) -> list[Client]:
     return clients
 
 
-def _decode_client(entry: Any) -> Client:
+def _decode_client(entry: Any) -> AllowedClient:
     name, key, words = entry["name"], entry["key"], entry["rights"]
     if not isinstance(name, str) or not NAME.match(name):
         raise ValueError(f"name: expected {NAME_RULE}, got {name!r}")
@@ -219,6 +224,6 @@ def _decode_client(entry: Any) -> Client:
         raise ValueError(f"rights of {name}: expected a list of words, got something else")
     try:
         decode_key(key)
-        return Client(name, key, tuple(words), parse_time(entry["added"]))
+        return AllowedClient(name, key, tuple(words), parse_time(entry["added"]))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

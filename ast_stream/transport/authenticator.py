@@ -1,4 +1,4 @@
-"""Whose key may connect, and what it may do: the allow-list, read again when it changes."""
+"""Authentication of peers over tcp: whose key may connect, and what it may do."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
+from ast_stream.runtime.files import file_version
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import TransportSettings
 from ast_stream.settings.section import Misfit
-from ast_stream.transport.allow_list import Client, read_allow_list
+from ast_stream.transport.allow_list import AllowedClient, read_allow_list
 from ast_stream.transport.curve import CurveServer
 from ast_stream.transport.keys import (
     CLIENT_CREDENTIAL,
@@ -49,16 +50,16 @@ class Authenticator:
         self._key = key
         self._path = path
         self._log = LimitedLog(logger)
-        self._found = self._look()
+        self._found = file_version(self._path)
         self._by_key = self._read()
         if not self._by_key:
             logger.warning("%s allows nobody yet: nobody can connect over tcp", path)
 
-    def client(self, key: str) -> Client | None:
+    def client(self, key: str) -> AllowedClient | None:
         """Return whose key it is; None if it is not allowed."""
         return self._by_key.get(key)
 
-    def session(self, admit: Callable[[Client], None]) -> CurveServer:
+    def session(self, admit: Callable[[AllowedClient], None]) -> CurveServer:
         """Return this side of a new connection.
 
         Args:
@@ -76,7 +77,7 @@ class Authenticator:
 
     def poll(self) -> None:
         """Read the allow-list again if its file has changed."""
-        found = self._look()
+        found = file_version(self._path)
         if found == self._found:
             return
         try:
@@ -91,16 +92,8 @@ class Authenticator:
             names = ", ".join(client.name for client in by_key.values())
             logger.info("allowed over tcp: %s", names or "nobody")
 
-    def _read(self) -> dict[str, Client]:
+    def _read(self) -> dict[str, AllowedClient]:
         return {client.key: client for client in read_allow_list(self._path)}
-
-    def _look(self) -> tuple[int, ...] | None:
-        """Return what differs once the file, or its mode, has changed; None if there is none."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
 
 
 def authenticator_of(transport: TransportSettings) -> Authenticator | None:
@@ -128,7 +121,8 @@ def key_problems(transport: TransportSettings) -> Iterator[Misfit]:
         checks["client_secret"] = lambda: read_pair(Path(client), CLIENT_CREDENTIAL)
     elif own is None:  # then all that this box does is to connect
         yield (*_CURVE, "client_secret"), NO_SECRET
-    if client is not None or curve.server_key is not None:
+    is_of_one_worker = curve.server_key is not None or own is not None
+    if is_of_one_worker and (client is not None or curve.server_key is not None):
         checks["server_key"] = lambda: read_public(expected_server_key(curve))
     for key, check in checks.items():
         try:

@@ -36,6 +36,7 @@ from ast_stream.runtime.logging import LimitedLog, Outage
 from ast_stream.runtime.segments import FILE_MODE, LineFile, SegmentFolder, open_at_once
 from ast_stream.settings.storage import MAX_SPARE_BYTES
 
+SEGMENTS = "events"  # what the names of its files begin with
 MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
 
 _CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
@@ -292,15 +293,16 @@ class EventLog:
         spare: Path | None = None,
         max_age_s: float | None = None,
     ) -> None:
+        self.outage = Outage(logger, f"event log {directory} is written again", now_s)
         self._folder = SegmentFolder(
-            directory, "events", "event log", Segment, max_bytes, segment_bytes, max_age_s
-        )
+            directory, SEGMENTS, "event log", Segment, max_bytes, segment_bytes, max_age_s,
+            outage=self.outage,
+        )  # fmt: skip
         self._unwritten: deque[FeedMessage] = deque()
         self._unsynced: list[FeedMessage] = []  # written since the last sync
         self._left_open: dict[str, FeedMessage] = {}
         self._limited_log = LimitedLog(logger, now_s)
         self._spare = _Spare(spare, self._limited_log)
-        self.outage = Outage(logger, f"event log {directory} is written again", now_s)
         self.write_errors = 0
         self.dropped = 0
         try:
@@ -353,7 +355,9 @@ class EventLog:
             self._keep_unwritten(len(self._unwritten) - n_before)
 
     def purge(self) -> None:
-        """Delete messages that are too old; to be called also while none are written."""
+        """Delete messages that are too old, and begin anew if somebody removed the folder; to be
+        called also while none are written.
+        """
         self._folder.purge()
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:

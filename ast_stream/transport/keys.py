@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem, StartupError, UsageError
+from ast_stream.runtime.credentials import CREDENTIALS
 from ast_stream.runtime.files import DamagedFileError, read_bounded, sync
 from ast_stream.settings.schema import CurveSettings, TransportSettings
 
@@ -22,7 +23,6 @@ KEY_CHARACTERS = 40  # of a key in Z85
 PUBLIC_SUFFIX, SECRET_SUFFIX = ".key", ".key_secret"
 SERVER_CREDENTIAL, CLIENT_CREDENTIAL = "curve-server", "curve-client"
 NO_SECRET = "expected a secret key, got none"
-CREDENTIALS = "CREDENTIALS_DIRECTORY"  # variable that systemd sets where there are credentials
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 NAME_RULE = "lower-case letters, digits, '.', '_' and '-', at most 63, first a letter or digit"
 
@@ -218,6 +218,9 @@ def client_keys(transport: TransportSettings) -> ClientKeys | None:
         return None
     if curve.client_secret is None:
         raise _unnamed("client_secret")
+    if curve.server_key is curve.server_secret is None:  # workers of a pool have each its own
+        own = read_pair(Path(curve.client_secret), CLIENT_CREDENTIAL)
+        return ClientKeys(own, own.public)
     return ClientKeys.load(curve.client_secret, expected_server_key(curve))
 
 

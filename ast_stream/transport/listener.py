@@ -27,7 +27,7 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import is_in_place, lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.allow_list import ALL_RIGHTS, Client
+from ast_stream.transport.allow_list import ALL_RIGHTS, AllowedClient
 from ast_stream.transport.authenticator import Authenticator
 from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.zmtp import Kind, ZmtpSession, encode_message
@@ -83,6 +83,12 @@ _LIMITS: dict[Kind, Limits] = {
         answered_bytes=256 * 1024,
     ),
 }
+
+
+# of a ROUTER that capture processes connect to: what they answer is audio
+_RINGS = Limits(
+    message_bytes=384 * 1024, in_bytes=384 * 1024, out_bytes=1024 * 1024, answered_bytes=1024 * 1024
+)
 
 
 class Reactor:
@@ -160,7 +166,7 @@ class _Peer:
         self.connection = connection
         self.fd = connection.fileno()
         self.requester = Requester.of(connection)
-        self.client: Client | None = None  # whose key it has shown
+        self.client: AllowedClient | None = None  # whose key it has shown
         self.since_s = self.active_s = time.monotonic()
         self.inbox: deque[tuple[list[bytes], int]] = deque()
         self.in_bytes = 0
@@ -182,7 +188,7 @@ class _Peer:
         rights = self.requester.rights
         return rights is ALL_RIGHTS or rights.may_receive(topic)
 
-    def use(self, client: Client) -> None:
+    def use(self, client: AllowedClient) -> None:
         """Give the peer the rights of a client on the allow-list."""
         self.client, self.requester = client, self.requester.with_key_of(client)
 
@@ -193,6 +199,7 @@ class Listener:
     Args:
         hwm: messages of one peer that wait, in each direction.
         authenticator: knows the keys that are allowed over tcp; None: there everybody is.
+        reads_rings: a ROUTER that capture processes connect to: it takes the right to push.
 
     Attributes:
         dropped: messages that a peer was too slow for.
@@ -211,6 +218,8 @@ class Listener:
         hwm: int,
         max_peers: int = MAX_PEERS,
         authenticator: Authenticator | None = None,
+        *,
+        reads_rings: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self._authenticator = authenticator if endpoint.startswith("tcp://") else None
@@ -220,7 +229,9 @@ class Listener:
         self.refused = 0
         self._reactor = reactor
         self._kind: Kind = kind
-        self._limits = _LIMITS[kind]
+        # what a client may do here that connects: as at the socket for live blocks, or the kind's
+        self._admits: Kind = "pull" if reads_rings else kind
+        self._limits = _RINGS if reads_rings else _LIMITS[kind]
         self._hwm = hwm
         self._max_peers = min(max_peers, _peers_affordable())
         self._log = LimitedLog(logger)
@@ -365,7 +376,7 @@ class Listener:
         peer.session = self._session(peer)
         self._peers[peer.identity] = peer
         self._watch(peer)
-        if self._kind == "pull" and not peer.requester.is_of_own_user:
+        if self._admits == "pull" and not peer.requester.is_of_own_user:
             self._expel(peer, f"expected a process of user {os.geteuid()} or root")
             return
         self._append(peer, peer.session.greeting)
@@ -376,8 +387,8 @@ class Listener:
             return ZmtpSession(self._kind, self._limits.message_bytes)
         peer.requester = peer.requester.without_rights()
 
-        def admit(client: Client) -> None:
-            if not client.rights.may_connect(self._kind):
+        def admit(client: AllowedClient) -> None:
+            if not client.rights.may_connect(self._admits):
                 words = ", ".join(client.words) or "nothing"
                 raise WireError(f"{client.name} may {words}, and none of that here")
             peer.use(client)
@@ -397,7 +408,7 @@ class Listener:
             if peer.client is None:
                 continue
             client = self._authenticator.client(peer.client.key)
-            if client is None or not client.rights.may_connect(self._kind):
+            if client is None or not client.rights.may_connect(self._admits):
                 self._expel(peer, "its key is revoked")
             else:
                 peer.use(client)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -50,8 +50,12 @@ logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of events that have ended, remembered
 
+SyncedFirst = Literal["nothing", "begins", "each event"]
+"""What is sent only once it survives a power cut: begins alone are enough for each event that was
+sent to get its end."""
 
-class Sender(Protocol):
+
+class PubSocket(Protocol):
     """A PUB socket."""
 
     def send(self, frames: list[bytes]) -> bool:
@@ -74,8 +78,8 @@ class FeedPublisher:
         event_log: keeps the durable messages; None: nothing can be replayed.
         boot: id of this run of the publisher.
         now: reads the clocks.
-        syncs_first: what is published from a durable message on is sent by `flush`, which syncs
-            the log before: many messages, one sync.
+        synced_first: of these durable messages on, what is published is sent by `flush`, which
+            syncs the log before: many messages, one sync.
 
     Attributes:
         messages: messages published, by first word of the topic.
@@ -84,16 +88,16 @@ class FeedPublisher:
 
     def __init__(
         self,
-        pub_socket: Sender,
+        pub_socket: PubSocket,
         event_log: EventLog | None,
         boot: str,
         now: Callable[[], Moment] = read_clocks,
         *,
-        syncs_first: bool = False,
+        synced_first: SyncedFirst = "nothing",
     ) -> None:
         self._socket = pub_socket
         self._log = event_log
-        self._syncs_first = syncs_first
+        self._synced_first = synced_first
         self._held: list[list[bytes]] = []  # frames that wait for the sync
         self._now = now
         self.boot = boot
@@ -157,7 +161,7 @@ class FeedPublisher:
         elif self._log is not None and isinstance(content, WorkerStatus):
             self._log.retry()  # once a second is often enough for a full disk
         self.messages[message.kind] += 1
-        if self._held or (self._syncs_first and message.is_durable):
+        if self._held or self._waits_for_sync(content):
             self._held.append(message.encode())
         else:
             self._send(message.encode())
@@ -169,6 +173,11 @@ class FeedPublisher:
         held, self._held = self._held, []
         for frames in held:
             self._send(frames)
+
+    def _waits_for_sync(self, content: Content) -> bool:
+        if self._synced_first == "begins":
+            return isinstance(content, EventMessage) and content.type == "begin"
+        return self._synced_first != "nothing" and isinstance(content, EventMessage | GapMessage)
 
     def _send(self, frames: list[bytes]) -> None:
         if not self._socket.send(frames):
@@ -324,6 +333,34 @@ class DeduplicatingPublisher:
         for event in events:
             self._orphans.pop(event.id, None)
 
+    def disown(self, stream: str, events: list[EventMessage]) -> None:
+        """Note that a stream moved to another worker, which decides about its open events.
+
+        They are orphans until it is known who ends them, see `drop_orphans` and `end_orphans`.
+        """
+        self._orphans |= {event.id: event for event in events}
+        self.forget(stream)
+
+    def orphaned_epochs(self, stream: str) -> set[str]:
+        """Return the epochs of a stream in which events of an earlier run are still open."""
+        orphans = (event for event in self._orphans.values() if event.stream == stream)
+        return {event.epoch for event in orphans if event.epoch is not None}
+
+    def drop_orphans(
+        self, stream: str, epoch: str, *, before: int | None = None, but: Collection[str] = ()
+    ) -> None:
+        """Forget open events of an epoch that another worker has ended, or will end.
+
+        Args:
+            before: only those whose last message was decided at or before this sample.
+            but: ids of events that go on here.
+        """
+        for event in list(self._orphans.values()):
+            is_one = event.stream == stream and event.epoch == epoch and event.id not in but
+            if is_one and (before is None or (event.at_sample or 0) <= before):
+                del self._orphans[event.id]
+                self._labels.pop(event.id, None)
+
     def end_orphans(
         self,
         stream: str,
@@ -372,7 +409,7 @@ class DeduplicatingPublisher:
         )
 
     def _remember_end(self, event_id: str) -> None:
-        """Remember that an event has its end: if it is derived again, it gets no second one."""
+        """Remember that an event has ended: derived again, it gets no second end."""
         self._ended[event_id] = None
         self._labels.pop(event_id, None)
         if len(self._ended) > MAX_ENDED:

@@ -1,4 +1,4 @@
-"""Queries to a publisher: what was missed, what is now, what was heard; server and client.
+"""The query endpoint of a publisher: replay, snapshot and audio; server and client.
 
 Every request gets one answer, also one that makes no sense. Clients are DEALERs, or REQs with
 their empty delimiter. Nothing waits for a client: an answer that does not fit into its queue is
@@ -65,7 +65,7 @@ class QuerySocket(Protocol):
 
 
 class PublisherState(Protocol):
-    """What answers say of the publisher."""
+    """The state of the publisher that answers carry."""
 
     boot: str
     started_ns: int
@@ -232,6 +232,7 @@ class QueryClient:
     Args:
         is_stopped: polled while an answer is waited for.
         now_s: monotonic clock.
+        server_key: public key of the publisher, in Z85; None: the one of the configuration.
     """
 
     def __init__(
@@ -240,8 +241,10 @@ class QueryClient:
         endpoint: str,
         is_stopped: Callable[[], bool] = lambda: False,
         now_s: Callable[[], float] = time.monotonic,
+        server_key: str | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self._server_key = server_key
         self._sockets = sockets
         self._is_stopped = is_stopped
         self._now_s = now_s
@@ -250,7 +253,9 @@ class QueryClient:
     def ask(self, query: Query | AdministrationRequest, timeout_s: float) -> list[bytes] | None:
         """Return the frames of the answer; None if none came in time."""
         if self._socket is None:
-            self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
+            self._socket = self._sockets.connect(
+                "dealer", self.endpoint, QUERY_HWM_MESSAGES, self._server_key
+            )
         self._socket.send(query.encode())
         deadline_s = self._now_s() + timeout_s
         while not self._is_stopped() and self._now_s() < deadline_s:

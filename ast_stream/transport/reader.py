@@ -35,6 +35,7 @@ _ANSWER_TIMEOUT_S = 1.0
 _AWAY_AFTER_S = 3.0  # without a status, which a publisher sends each second
 _RECONNECT_S = (5.0, 30.0)  # of silence: the connection may be dead without either end knowing
 _ABSENT_S = 60.0  # for a publisher to come back, and to answer
+_ASK_AGAIN_S = 60.0  # for what earlier boots left, while the present one has published nothing
 _STATUS_TOPIC = "status/"
 _NOT_LOGGED = "the publisher's event log does not have them"
 
@@ -115,22 +116,24 @@ class FeedOrder:
 
     def too_old(self, oldest: Position) -> list[FeedMessage | Missed]:
         """Note that only messages after `oldest` can be replayed; continue there."""
-        missed = Missed(self.position, oldest, "the publisher's event log no longer has them")
-        self._move_to(oldest)
-        return [missed]
+        return self._lose_up_to(oldest, "the publisher's event log no longer has them")
 
     def give_up(self, message: FeedMessage, reason: str) -> list[FeedMessage | Missed]:
         """Continue with the live `message`, which now follows; report what is lost before it."""
         before = message.position_before
         if before is None or self.follows(message):
             return []
-        missed = Missed(self.position, before, reason)
-        self._move_to(before)
-        return [missed]
+        return self._lose_up_to(before, reason)
 
     def start_at(self, position: Position) -> None:
         """Begin after `position`."""
         self._move_to(position)
+
+    def _lose_up_to(self, upto: Position, reason: str) -> list[FeedMessage | Missed]:
+        """Move there; a reader of no boot loses nothing of one that has published nothing."""
+        start = self.position
+        self._move_to(upto)
+        return [] if start is None and upto[1] == 0 else [Missed(start, upto, reason)]
 
     def _skip_to(self, before: Position, reason: str) -> list[FeedMessage | Missed]:
         """Move to another boot, which loses nothing, or over lost messages of this one."""
@@ -198,6 +201,7 @@ class FeedReader:
         self._awaiting: FeedMessage | None = None  # a live message before which some are missing
         self._awaiting_since_s = 0.0
         self._unanswered_s = 0.0  # time without answers while the publisher was there
+        self._ask_again_s = 0.0
         self._held: deque[list[bytes]] = deque()  # received while a live message waits
         self._stopped = threading.Event()
         self._limited_log = LimitedLog(logger)
@@ -261,6 +265,11 @@ class FeedReader:
         self._subscriptions = self._subscriptions | {topic}
         self._sub.subscribe(topic)
 
+    def remove_topic(self, topic: str) -> None:
+        """Undo `add_topic`; messages on their way still come."""
+        self._subscriptions = self._subscriptions - {topic}
+        self._sub.unsubscribe(topic)
+
     def stop(self) -> None:
         """End `receive`, from any thread."""
         self._stopped.set()
@@ -315,6 +324,8 @@ class FeedReader:
             self._order.start_at(self._beginning(before))
         if self._order.follows(message):
             self._finish(message)
+        elif _is_of_silent_boot(message) and self._received_s < self._ask_again_s:
+            self._ready.append(message)
         else:
             self._delivered = self._order.position
             self._awaiting = message
@@ -342,7 +353,7 @@ class FeedReader:
         frames = self._client.ask(query, _ANSWER_TIMEOUT_S)
         if frames is None:
             if self._is_out_of_patience(asked_s) and not self._stopped.is_set():
-                self._give_up(message, f"{self._client.endpoint} does not answer")
+                self._go_on_unanswered(message, f"{self._client.endpoint} does not answer")
             return
         self._awaiting_since_s, self._unanswered_s = time.monotonic(), 0.0
         try:
@@ -375,6 +386,15 @@ class FeedReader:
             return True
         return now_s - self._awaiting_since_s >= max(_ABSENT_S, self._patience_s)
 
+    def _go_on_unanswered(self, message: FeedMessage, reason: str) -> None:
+        """Give up, unless nothing is known to be missing: then ask once more in a while."""
+        if not _is_of_silent_boot(message):
+            self._give_up(message, reason)
+            return
+        self._ask_again_s = time.monotonic() + _ASK_AGAIN_S
+        self._awaiting = None
+        self._ready.append(message)
+
     def _give_up(self, message: FeedMessage, reason: str) -> None:
         self._ready += self._order.give_up(message, reason)
         self._finish(message)
@@ -384,6 +404,12 @@ class FeedReader:
         accepted = self._order.accept(message)
         if accepted is not None:
             self._ready.append(accepted)
+
+
+def _is_of_silent_boot(message: FeedMessage) -> bool:
+    """Return whether nothing durable was published in the boot of a message so far."""
+    before = message.position_before
+    return before is not None and before[1] == 0 and not message.is_durable
 
 
 def _leads_on(position: Position | None, oldest: Position, message: FeedMessage) -> bool:

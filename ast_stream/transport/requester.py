@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, as the kernel or a key says."""
+"""The identity of a peer, from the kernel or from its key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import socket
 import struct
 from dataclasses import dataclass, replace
 
-from ast_stream.transport.allow_list import ALL_RIGHTS, GROUP_RIGHTS, NO_RIGHTS, Client, Rights
+from ast_stream.transport.allow_list import (
+    ALL_RIGHTS,
+    GROUP_RIGHTS,
+    NO_RIGHTS,
+    AllowedClient,
+    Rights,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Requester:
         """Return the same as long as it has not shown a key."""
         return replace(self, rights=NO_RIGHTS)
 
-    def with_key_of(self, client: Client) -> Requester:
+    def with_key_of(self, client: AllowedClient) -> Requester:
         """Return the same as a client on the allow-list, whose key it has shown."""
         name, account = f"{client.name} over tcp", f"key {client.name}"
         return replace(self, name=name, account=account, rights=client.rights)
@@ -67,6 +73,21 @@ def listening_process(endpoint: str) -> int | None:
             return _peer_process(connection)[0] or None
     except OSError:  # nobody does, or this process has no descriptor left to ask with
         return None
+
+
+def is_listened_at(endpoint: str) -> bool:
+    """Return whether a process listens at an ipc endpoint, were it stopped; False over tcp."""
+    if not endpoint.startswith("ipc://"):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            connection.setblocking(False)
+            connection.connect(endpoint.removeprefix("ipc://"))
+    except BlockingIOError:  # more wait to be accepted than there is room for
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _peer_process(connection: socket.socket) -> tuple[int, int]:

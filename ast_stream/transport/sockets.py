@@ -30,7 +30,8 @@ from ast_stream.transport.zmtp import Kind as BoundKind
 
 __all__ = ["MAX_PEERS", "Listener", "Poller", "Socket", "Sockets", "Waitable", "lock_endpoint"]
 
-ConnectedKind = Literal["push", "sub", "dealer"]
+ConnectedKind = Literal["push", "sub", "dealer", "link"]
+"""A link is a DEALER that queues nothing for an absent peer."""
 
 AUDIO_HWM_BLOCKS = 8  # small: the ring, not the queue, is what keeps audio
 FEED_HWM_MESSAGES = 10_000
@@ -47,7 +48,7 @@ _NO_KEY_HERE = (
     "it asks for a CURVE key; give one in the configuration (transport.curve), as --client-key and "
     "--server-key of subscribe, or as keys= of Subscriber"
 )
-_KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER}
+_KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER, "link": zmq.DEALER}
 
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,13 @@ class Socket:
         self._monitor = self._watch()
         self._pause = Backoff(*_REPLACE_S)
         self._replace_at_s: float | None = None
+        self._is_lost = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a connection over tcp was there and is gone."""
+        self._look()
+        return self._is_lost
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
@@ -122,6 +130,11 @@ class Socket:
         self._prefixes.append(prefix)
         self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
 
+    def unsubscribe(self, prefix: str) -> None:
+        """Receive no more messages because their topic starts with `prefix` (SUB only)."""
+        self._prefixes.remove(prefix)
+        self._socket.setsockopt(zmq.UNSUBSCRIBE, prefix.encode())
+
     def close(self) -> None:
         """Close without waiting for unsent messages."""
         if self._monitor is not None:
@@ -133,7 +146,7 @@ class Socket:
         if self._log is None:
             return None
         monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
-            _REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            _REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
         return monitor
 
@@ -155,6 +168,8 @@ class Socket:
     def _note(self, event: int, value: int) -> None:
         if event & zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._pause.reset()
+        if event & (zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED):
+            self._is_lost = bool(event & zmq.EVENT_DISCONNECTED)
             return
         assert self._log is not None
         has_given_up = bool(event & _GIVEN_UP)
@@ -191,23 +206,39 @@ class Sockets:
         hwm: int,
         max_peers: int = MAX_PEERS,
         authenticator: Authenticator | None = None,
+        *,
+        reads_rings: bool = False,
     ) -> Listener:
         """Return a bound socket.
 
         Args:
             authenticator: knows the keys that are allowed over tcp; None: there everybody is.
+            reads_rings: a ROUTER that capture processes connect to.
 
         Raises:
             StartupError: the endpoint is in use by another process, or cannot be bound.
         """
         if self._reactor is None:
             self._reactor = Reactor()
-        listener = Listener(self._reactor, kind, endpoint, hwm, max_peers, authenticator)
+        listener = Listener(
+            self._reactor,
+            kind,
+            endpoint,
+            hwm,
+            max_peers,
+            authenticator,
+            reads_rings=reads_rings,
+        )
         self._open.append(listener)
         return listener
 
-    def connect(self, kind: ConnectedKind, endpoint: str, hwm: int) -> Socket:
+    def connect(
+        self, kind: ConnectedKind, endpoint: str, hwm: int, server_key: str | None = None
+    ) -> Socket:
         """Return a socket that connects, and always reconnects, in the background.
+
+        Args:
+            server_key: public key of the other side, in Z85; None: the one of the configuration.
 
         Raises:
             StartupError: `endpoint` is not an endpoint.
@@ -220,7 +251,7 @@ class Sockets:
             if keys is not None:
                 socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public.encode())
                 socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret.encode())
-                socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
+                socket.setsockopt(zmq.CURVE_SERVERKEY, (server_key or keys.server).encode())
             try:
                 socket.connect(endpoint)
             except zmq.ZMQError as error:
@@ -261,7 +292,7 @@ def _set_options(socket: zmq.Socket[bytes], kind: ConnectedKind, hwm: int) -> No
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    if kind == "push":
+    if kind in ("push", "link"):
         socket.setsockopt(zmq.IMMEDIATE, 1)
 
 

@@ -1,4 +1,4 @@
-"""What became of each sample of a stream: runs of hops and gaps, in order, into the ledger."""
+"""Accounting of samples: runs of hops and gaps of a stream, in order, into the ledger."""
 
 from __future__ import annotations
 

@@ -13,13 +13,16 @@ WORKER_START_S = 15.0  # from a kill until the first window is scored, on a busy
 
 
 def describe_load(settings: Settings, ms_per_window: float) -> str:
-    """Return how many windows are due and how many streams the box can hold, in a line."""
+    """Return how many windows are due and how many streams the box can hold, in a line.
+
+    A worker of a pool has no streams of its own, and so none are due.
+    """
     hop_s = settings.model.hop_s
-    due = len(settings.streams) / hop_s
+    n_streams = len(settings.streams)
+    due = f"{n_streams / hop_s:g} windows/s are due for {counted(n_streams, 'stream')}, "
     held = int(USABLE_RATIO * 1000 / ms_per_window * hop_s)
     return (
-        f"{ms_per_window:.1f} ms a window here: "
-        f"{due:g} windows/s are due for {counted(len(settings.streams), 'stream')}, "
+        f"{ms_per_window:.1f} ms a window here: {due if n_streams else ''}"
         f"{1000 / ms_per_window:.0f} can be scored; "
         f"about {counted(held, 'stream')} fit at a hop of {hop_s:g} s"
     )

@@ -9,6 +9,7 @@ was published after the last write is derived again from the same audio and reco
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
@@ -16,8 +17,11 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ast_stream.detect.state import MAX_SAMPLE, DetectorState
+from ast_stream.errors import WireError
 from ast_stream.labels import is_stream_name
-from ast_stream.messages.codec import MAX_TIME_NS, add_checksum, has_checksum
+from ast_stream.machine_clock import CLOCK_ID, Moment
+from ast_stream.messages.codec import add_checksum, has_checksum
+from ast_stream.messages.event import event_id
 from ast_stream.runtime.files import (
     read_state,
     replace_file,
@@ -26,12 +30,14 @@ from ast_stream.runtime.files import (
 from ast_stream.runtime.logging import Outage
 from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.settings.storage import MAX_JOURNAL_BYTES
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import MAX_TIME_NS, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 1.0
 SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real time wait for acks
+MAX_PORTABLE_BYTES = 2 * 1024 * 1024  # of a record that comes from another worker, as JSON
+_COMPRESSION = 6
 _WHAT = "worker journal"
 _STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 _TimeNs = Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
@@ -56,8 +62,9 @@ class StreamRecord(BaseModel):
     def _is_possible(self) -> Self:
         if self.clock != sorted(self.clock):
             raise ValueError("expected the anchors of the clock in their order")
-        for sample in (self.detector.context_start, self.detector.position):
-            if not 0 <= (self.time_ns(sample) or 0) <= MAX_TIME_NS:
+        clock = self.sample_clock()
+        for sample in (self.detector.context_start, self.detector.position) if self.clock else ():
+            if not 0 <= clock.moment(sample).wall_ns <= MAX_TIME_NS:
                 raise ValueError("expected positions of our time")
         return self
 
@@ -66,6 +73,12 @@ class StreamRecord(BaseModel):
         """Return the record of a stream's present state."""
         # checked where it is read: nothing here may stop a worker that runs
         return cls.model_construct(epoch=epoch, detector=detector, clock=list(clock.anchors))
+
+    def by_clock_of(self, now: Moment) -> StreamRecord:
+        """Return this record of another machine with its times on both clocks of this one."""
+        clock = [(sample, wall_ns, wall_ns - now.offset_ns) for sample, wall_ns, _ in self.clock]
+        known = [anchor for anchor in clock if anchor[2] >= 0]
+        return self.model_copy(update={"clock": known})
 
     def sample_clock(self) -> SampleClock:
         """Return the stream's clock as it was."""
@@ -80,8 +93,16 @@ class StreamRecord(BaseModel):
         """Samples before this index are decided."""
         return self.detector.position
 
+    def open_events(self, stream: str) -> set[str]:
+        """Return the ids of events that have begun and not ended."""
+        return {
+            event_id(stream, self.epoch, index, known.first_seen)
+            for index, known in self.detector.classes.items()
+            if known.is_published
+        }
 
-class _Line(BaseModel):
+
+class _JournalLine(BaseModel):
     """What every line has."""
 
     model_config = _STRICT
@@ -90,15 +111,62 @@ class _Line(BaseModel):
     model: str
 
 
-class _StreamLine(_Line):
+class _StreamLine(_JournalLine):
     stream: str
     record: StreamRecord
 
 
-class _LastLine(_Line):
+class _LastLine(_JournalLine):
     """Says how many streams there were, so that a missing line is noticed."""
 
     streams: int = Field(ge=0)
+
+
+class _PortableLine(_StreamLine):
+    """A record that leaves the machine."""
+
+    clock: str = Field(max_length=64)
+
+
+def encode_record(stream: str, record: StreamRecord, model: str) -> bytes:
+    """Return the record of a stream for a worker on another box, compressed."""
+    line = _PortableLine.model_construct(
+        v=2, model=model, stream=stream, record=record, clock=CLOCK_ID
+    )
+    return zlib.compress(_encode(line), _COMPRESSION)
+
+
+def decode_record(
+    content: bytes, stream: str, model: str, n_classes: int, now: Moment
+) -> StreamRecord | None:
+    """Return the record of a stream that another worker has made.
+
+    Args:
+        now: both clocks of this machine.
+
+    Returns:
+        None if it is of another model or other settings.
+
+    Raises:
+        WireError: it is damaged, or of another stream.
+    """
+    opened = zlib.decompressobj()
+    try:
+        line = opened.decompress(content, MAX_PORTABLE_BYTES)
+    except zlib.error as error:
+        raise WireError(f"stream {stream}: journal record: {error}") from error
+    if not has_checksum(line):
+        raise WireError(f"stream {stream}: journal record: its checksum is wrong")
+    try:
+        found = _PortableLine.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise WireError(f"stream {stream}: journal record: {first['msg']}") from error
+    if found.model != model:
+        return None
+    if found.stream != stream or not found.record.detector.is_of(n_classes):
+        raise WireError(f"stream {stream}: journal record: it is of another stream or model")
+    return found.record if found.clock == CLOCK_ID else found.record.by_clock_of(now)
 
 
 class JournalledStream(Protocol):
@@ -113,7 +181,7 @@ class JournalledStream(Protocol):
         """Samples before this index are decided; None while that cannot be journalled."""
 
     def record(self) -> StreamRecord | None:
-        """Return what a later run needs to go on from here; None if there is nothing."""
+        """Return what a later run needs to continue from here; None if there is nothing."""
 
     def acknowledge(self, stop: int) -> None:
         """Tell the ring that everything before `stop` is decided, published and journalled."""
@@ -146,6 +214,19 @@ class Journal:
     def outage(self) -> Outage:
         """Whether the file cannot be written, and why."""
         return self._file.outage
+
+    @property
+    def model(self) -> str:
+        """The identity of model and settings; decisions of another one cannot be continued."""
+        return self._file.model
+
+    def decode(self, content: bytes, stream: str, now: Moment) -> StreamRecord | None:
+        """Return the record that another worker has made; see `decode_record`."""
+        return decode_record(content, stream, self._file.model, self._file.n_classes, now)
+
+    def unclaimed(self, stream: str) -> StreamRecord | None:
+        """Return what an earlier run journalled of a stream that has not come back yet."""
+        return self._unclaimed.get(stream)
 
     def claim(self, stream: str) -> StreamRecord | None:
         """Return what an earlier run journalled of a stream, once."""
@@ -204,14 +285,14 @@ class JournalFile:
         self.model = model
         self.errors = 0
         self.outage = Outage(logger, f"{_WHAT} {path} is written again")
-        self._n_classes = n_classes
+        self.n_classes = n_classes
 
     def load(self) -> dict[str, StreamRecord]:
         """Return the usable records by stream; a damaged file is set aside."""
         lines = read_state(self.path, bytes.splitlines, MAX_JOURNAL_BYTES, _WHAT)
         if lines is None:
             return {}
-        content = _Content(self.model, self._n_classes)
+        content = _Content(self.model, self.n_classes)
         for line in lines:
             content.add(line + b"\n")
         if content.is_of_another_model:
@@ -230,14 +311,14 @@ class JournalFile:
             False if older positions are left over. A file that cannot be written (counted, and
             logged once) is removed, because resuming from old positions is worse than from none.
         """
-        lines: list[_Line] = [
+        lines: list[_JournalLine] = [
             _StreamLine.model_construct(v=2, model=self.model, stream=name, record=record)
             for name, record in streams.items()
         ]
         lines.append(_LastLine.model_construct(v=2, model=self.model, streams=len(streams)))
         content = b"".join(_encode(line) for line in lines)
         try:
-            replace_file(self.path, content, is_synced=True)
+            replace_file(self.path, content, is_synced=True, mode=0o640)
         except OSError as error:
             self.errors += 1
             self.outage.failed("%s %s cannot be written: %s", _WHAT, self.path, error.strerror)
@@ -290,11 +371,11 @@ class _Content:
         return None
 
 
-def _encode(line: _Line) -> bytes:
+def _encode(line: _JournalLine) -> bytes:
     return add_checksum(line.model_dump_json(exclude_unset=True).encode())
 
 
-def _decode(line: bytes) -> _Line | None:
+def _decode(line: bytes) -> _JournalLine | None:
     if not has_checksum(line):
         return None
     for kind in (_StreamLine, _LastLine):

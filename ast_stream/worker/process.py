@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,18 +18,22 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
+from ast_stream.audio.opus import check_libopus
 from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.cascade import Cascade, load_cascade
 from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
 from ast_stream.detect.scorer import HopRun
 from ast_stream.detect.verifiers import Verifiers, load_verifiers
-from ast_stream.errors import ConfigError
+from ast_stream.errors import AstStreamError, ConfigError, Problem
 from ast_stream.messages.event import Scores
+from ast_stream.messages.pool import PoolMember
 from ast_stream.messages.status import WorkerFacts
 from ast_stream.model.audioset import short_window_warning
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
+from ast_stream.pool.bucket import PoolBucket
+from ast_stream.pool.directory import PoolDirectory
 from ast_stream.privacy.audit import AuditLog, open_audit_log
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import make_writable_folder
@@ -38,6 +45,7 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings import storage
 from ast_stream.settings.check import check_against_model, check_cascade
+from ast_stream.settings.chosen_model import with_checkpoint
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     audio_endpoint,
@@ -47,10 +55,12 @@ from ast_stream.settings.paths import (
     query_endpoint,
     ring_endpoint,
 )
+from ast_stream.settings.pool import member_name
 from ast_stream.settings.schema import EACH_EVENT, Settings, StreamSettings
 from ast_stream.settings.workers import loaded_of_worker, process_name
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.keys import server_key
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     FEED_HWM_MESSAGES,
@@ -58,8 +68,11 @@ from ast_stream.transport.sockets import (
     QUERY_HWM_MESSAGES,
     Sockets,
 )
+from ast_stream.version import __version__
 from ast_stream.worker.journal import SAVE_EVERY_S, Journal, JournalFile
-from ast_stream.worker.loop import Worker, WorkerSockets
+from ast_stream.worker.links import RECORD_EVERY_S
+from ast_stream.worker.loop import NoDirectory, Worker, WorkerSockets
+from ast_stream.worker.model_choice import ModelChangedError, ModelChoice
 from ast_stream.worker.report import WorkerMetrics
 from ast_stream.worker.stream import StreamConfig
 
@@ -69,11 +82,12 @@ _OF_OTHERS: dict[str, Any] = {  # settings that are no concern of a worker
     **dict.fromkeys(("alerts", "logging", "recorder"), True),
     "retention": {"alerts", "clips", "history", "scores"},
 }
+HAND_OVER_S = 20.0  # at most, for streams that other workers of a pool take
 LOAD_TIMEOUT_S = 180  # asked of systemd while the model loads
 
 
 class _Models(NamedTuple):
-    """What a worker hears with."""
+    """The models of a worker: the tagger, and what depends on it."""
 
     tagger: Tagger
     cascade: Cascade | None
@@ -92,12 +106,16 @@ def worker(
 
     Example: ast-stream worker -c /etc/ast-stream/config.yaml
     """
-    loaded = loaded_of_worker(load_file(config), name)
+    whole = load_file(config)
+    loaded = loaded_of_worker(whole, name)
     logs = loaded.settings.logging
     setup_logging(logs.level, logs.format, process=process_name(name))
     reload = threading.Event()
+    choice = ModelChoice(whole.settings, whole.configured_checkpoint, name)
     with lifecycle.stop_on_signals(reload) as stop:
-        run_worker(loaded, stop, reload, name)
+        begins_again = run_worker(loaded, stop, reload, name, choice)
+        if begins_again and not stop.is_set():
+            lifecycle.begin_again()
 
 
 def run_worker(
@@ -105,20 +123,29 @@ def run_worker(
     stop: threading.Event,
     reload: threading.Event,
     name: str | None = None,
-) -> None:
+    choice: ModelChoice | None = None,
+) -> bool:
     """Load, check, serve until `stop` is set, and close everything.
 
     Args:
         loaded: the settings of this worker.
         reload: read the configuration again when it is set.
         name: of this worker, where there are several.
+        choice: of the model; None: the one in the settings.
+
+    Returns:
+        Whether this process has to begin again, with another model; events that are open stay so.
 
     Raises:
         ConfigError: classes or durations that do not fit the model.
-        StartupError: device, self-check, endpoint in use, or a folder that cannot be written.
+        StartupError: device, self-check, endpoint in use, a missing codec, or a folder that cannot
+            be written.
         CheckpointError: the checkpoint cannot be used.
     """
     settings = loaded.settings
+    if choice is None:
+        choice = ModelChoice(settings, settings.model.checkpoint)
+    begins_again = False
     if settings.privacy != "off":
         lifecycle.keep_memory_private()
     runtime_dir = make_runtime_dir(settings)
@@ -131,14 +158,17 @@ def run_worker(
         closing(Sockets()) as sockets,
         closing(Metrics("worker", metrics_address(settings, "worker"))) as metrics,
     ):
+        if any(stream.wire.codec == "opus" for stream in settings.streams):
+            check_libopus()
         # first, so that a second worker is refused before it loads a model
         bound = _bind(sockets, settings)
         event_log, ledger, audit = _open_logs(settings)
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
-            models = _load(loaded, notifier, figures)
-        tagger = models.tagger
+            loaded, models = _load_choice(loaded, choice, notifier, figures)
+        settings, tagger = loaded.settings, models.tagger
         facts = _facts(tagger)
+        directory = _directory(models, settings)
         worker = Worker(
             _stream_configs(settings, settings.streams),
             partial(_make_detector, models, settings),
@@ -152,23 +182,47 @@ def run_worker(
             facts=facts,
             ring_folder=f"ipc://{runtime_dir}/",
             syncs_first=settings.durability == EACH_EVENT,
+            directory=directory or _listed(settings),
+            record_every_s=RECORD_EVERY_S if settings.pool is None else settings.pool.record_s,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
         reloader = _reloader(reload, loaded, worker, models, name)
 
         free_memory = FreeMemory()
+        if directory is not None:
+            directory.start()
 
         def after_tick() -> None:
             notifier.turn(worker.status_line, is_working=worker.has_progressed())
             reloader.poll(notifier)
             free_memory.turn()
+            choice.poll()
+            worker.report_to_pool()
 
-        worker.run(stop, after_tick)
-        notifier.stopping("ending open events")
-        worker.finish()
+        def hand_over() -> None:
+            if directory is not None:
+                notifier.stopping("giving its streams to other workers")
+                worker.hand_over(HAND_OVER_S)
+
+        choice.started()
+        try:
+            worker.run(stop, after_tick)
+        except ModelChangedError as change:
+            begins_again = True
+            logger.info("%s: beginning again", change)
+            hand_over()
+            notifier.beginning_again("beginning again with another model", LOAD_TIMEOUT_S)
+            worker.leave_open()
+        else:
+            hand_over()
+            notifier.stopping("ending open events")
+            worker.finish()
+        if directory is not None:
+            directory.close(is_leaving=True)
         event_log.close()
         ledger.close()
         audit.close()
+    return begins_again
 
 
 def _open_logs(settings: Settings) -> tuple[EventLog, CoverageLedger, AuditLog]:
@@ -191,12 +245,71 @@ def _open_logs(settings: Settings) -> tuple[EventLog, CoverageLedger, AuditLog]:
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
     max_peers = max(MAX_PEERS, 2 * settings.model.max_streams)
     bind = partial(sockets.bind, authenticator=authenticator_of(settings.transport))
+    at = settings.transport.rings
+    rings = None
+    if at is not None:
+        rings = bind("router", at, QUERY_HWM_MESSAGES, max_peers, reads_rings=True)
     return WorkerSockets(
         sockets,
         audio=bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS, max_peers),
         feed=bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES),
         query=bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES),
+        rings=rings,
     )
+
+
+def _directory(models: _Models, settings: Settings) -> PoolDirectory | None:
+    """Return this worker's entry in its pool; None unless the pool is kept in NATS.
+
+    Raises:
+        ConfigError: capture boxes could not reach it.
+        StartupError: its key cannot be used.
+    """
+    pool, transport = settings.pool, settings.transport
+    if pool is None:
+        return None
+    for name in ("audio", "rings"):
+        endpoint = getattr(transport, name)
+        if endpoint is None or not endpoint.startswith("tcp://"):
+            text = f"expected a tcp endpoint for the worker of a pool, got {endpoint or 'none'}"
+            raise ConfigError([Problem("configuration", None, f"transport.{name}", text)])
+    if pool.nats is None:
+        return None
+    assert transport.audio is not None
+    assert transport.rings is not None
+    name, key = member_name(settings), server_key(transport)
+    member = PoolMember(
+        name=name,
+        boot=secrets.token_hex(8),
+        audio=_reachable(transport.audio, pool.host),
+        rings=_reachable(transport.rings, pool.host),
+        feed=_reachable_by_tcp(transport.feed, pool.host),
+        query=_reachable_by_tcp(transport.query, pool.host),
+        key=None if key is None else key.public,
+        model=_identity(models, settings),
+        capacity=settings.model.max_streams,
+        weight=settings.model.max_streams if pool.weight is None else pool.weight,
+        version=__version__,
+    )
+    return PoolDirectory(PoolBucket(pool, f"worker {name}"), member)
+
+
+def _listed(settings: Settings) -> NoDirectory | None:
+    """Return this worker's side of a pool that is a fixed list; None if it is in none."""
+    return None if settings.pool is None else NoDirectory(member_name(settings))
+
+
+def _reachable(endpoint: str, host: str | None) -> str:
+    """Return an endpoint that this process binds as others can connect to it."""
+    bound, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    is_everywhere = bound.strip("[]") in ("0.0.0.0", "::", "*")
+    return f"tcp://{host or (socket.gethostname() if is_everywhere else bound)}:{port}"
+
+
+def _reachable_by_tcp(endpoint: str | None, host: str | None) -> str | None:
+    if endpoint is None or not endpoint.startswith("tcp://"):
+        return None
+    return _reachable(endpoint, host)
 
 
 def _make_detector(
@@ -288,7 +401,12 @@ def _name_units(before: set[str], now: set[str], file: str) -> None:
 
 
 def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> list[StreamConfig]:
-    """Return what the worker must know of `streams`, in the runtime folder of `settings`."""
+    """Return what the worker must know of `streams`, in the runtime folder of `settings`.
+
+    In a pool it expects none: capture processes bring them, also those of the same configuration.
+    """
+    if settings.pool is not None:
+        return []
     return [
         StreamConfig(
             stream.name,
@@ -298,6 +416,27 @@ def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> li
         )
         for stream in streams
     ]
+
+
+def _load_choice(
+    loaded: LoadedSettings, choice: ModelChoice, notifier: Notifier, figures: WorkerMetrics
+) -> tuple[LoadedSettings, _Models]:
+    """Return the first model that can be used, with the settings that name it.
+
+    Raises:
+        AstStreamError: none can; as `_load` of the last one says.
+    """
+    *others, last = choice.candidates()
+    for checkpoint in others:
+        choice.starting(checkpoint)
+        own = replace(loaded, settings=with_checkpoint(loaded.settings, checkpoint))
+        try:
+            return own, _load(own, notifier, figures)
+        except AstStreamError as error:
+            choice.failed(checkpoint, error)
+    choice.starting(last)
+    own = replace(loaded, settings=with_checkpoint(loaded.settings, last))
+    return own, _load(own, notifier, figures)
 
 
 def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> _Models:
@@ -321,17 +460,20 @@ def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) ->
         check_cascade(loaded, tagger.labels, small.labels, small.window_s)
         taggers.append(small)
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
-    for one in taggers:
-        self_check(one)
+    for runner in taggers:
+        self_check(runner)
     notifier.starting("preparing for all streams", LOAD_TIMEOUT_S)
-    for one in taggers:
-        one.prepare(model.max_streams * HOPS_AT_ONCE)
+    for runner in taggers:
+        runner.prepare(model.max_streams * HOPS_AT_ONCE)
     return _Models(tagger, cascade, verifiers)
 
 
 def _identity(models: _Models, settings: Settings) -> str:
-    """Return what must be the same for journalled decisions to go on."""
-    chosen = settings.detection.model_dump_json() + settings.model.model_dump_json()
+    """Return what must be unchanged for journalled decisions to be continued."""
+    # how many streams there may be, and on which device, is no concern of a stream's decisions
+    elsewhere = {"max_streams", "device"} if settings.pool is not None else set()
+    chosen = settings.detection.model_dump_json()
+    chosen += settings.model.model_dump_json(exclude=elsewhere)
     if models.cascade is not None:
         chosen += models.cascade.tagger.hash
     if models.verifiers is not None:

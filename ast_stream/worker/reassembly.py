@@ -14,18 +14,23 @@ from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
 from ast_stream.messages.event import Gap
 from ast_stream.runtime.backoff import Backoff
-from ast_stream.units import ns_to_samples, samples_to_ns, seconds_to_samples
+from ast_stream.units import ns_to_samples, samples_to_ns, samples_to_seconds, seconds_to_samples
 
-REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
+REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence,
+BLOCKS_OF_SILENCE = 1.5  # or later, where blocks are long to save headers
 MISSING_AFTER_S = 2.0
 FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are accepted as they come: better than nothing
+AWAY_S = 5.0  # without live blocks: the process was stopped, and its ring as silent as the rest
+CHANCES = 4  # requests to the ring of a process that is back, each of them as long as any
 MAX_AHEAD_S = 10.0  # of a live block before the ring: networks deliver in bursts
 CLOCK_SLACK_S = 2.0  # of the wall clock against the monotonic one, across a capture restart
 
-REQUEST_TIMEOUT_S = 0.5
+REQUEST_TIMEOUT_S = 0.5  # then the worker asks again, and the answer still counts when it comes
+MAX_UNANSWERED = 8  # requests on one connection, before another one is made
 MIN_PAUSE_S = 0.2
 MAX_PAUSE_S = 1.0  # between requests to a ring that answers but has nothing new
 MAX_BACKOFF_S = 2.0  # to a ring that does not answer
+CONFIRMED_WITHIN_S = 3.0  # between requests whose answers show that it was silent in between
 URGENT_PAUSE_S = 0.05  # when a live block shows that there is something to request
 
 # reasons of gaps that the ring does not name itself
@@ -77,9 +82,11 @@ class Reassembler:
     """Puts one stream in order. All `now_s` are of one monotonic clock, in seconds.
 
     Every input returns the items it brought, in order, often none. Each turn of the loop calls
-    `tick`, replaces the ring's socket if `needs_new_socket` (the late reply to a request that
-    timed out would be mistaken for the next one's), and sends what `request` returns. A
+    `tick`, replaces the ring's socket if `needs_new_socket`, and sends what `request` returns. A
     worker that has no room for more audio sends no requests for a while and says so to `on_block`.
+
+    A request that times out is asked again, and its answer counts whenever it comes: a process
+    that hardly gets to run may answer each of them late. Answers come in the order of the requests.
 
     Silence is what was found when the ring was asked: time in which nobody asked, because the
     worker was stopped or had no room, is not silence.
@@ -89,15 +96,20 @@ class Reassembler:
     the first one for a ring that nobody has read.
 
     Attributes:
-        needs_new_socket: set by `tick` when a request timed out, until the next `tick`.
+        needs_new_socket: set by `tick` when so many requests were not answered that the connection
+            may be at fault, until the next `tick`. Their answers do not count any more.
         state, detail: what the ring last said about its source, or why it refused.
         is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
         last_audio_s: when new audio came, or was known to exist, last; None before.
-        timeouts: requests that were not answered.
+        timeouts: requests that were not answered in time.
+        waits_for_ring: however long the ring does not answer: set for rings of other boxes, where
+            the network may be cut, and whose live blocks come by the same network. Only an answer
+            shows silence then.
     """
 
     def __init__(self, stream: str) -> None:
         self.stream = stream
+        self.waits_for_ring = False
         self.needs_new_socket = False
         self.state = "missing"
         self.detail: str | None = None
@@ -105,7 +117,7 @@ class Reassembler:
         self.last_audio_s: float | None = None
         self.timeouts = 0
         self._cursor = _Cursor(stream)
-        self._requests = _RequestTimer()
+        self._requests = _Requests()
         self._ring_next = 0  # the ring has samples up to here
         self._ring_known_s = 0.0
         self._live_next = 0  # live blocks since the last request reach up to here
@@ -114,7 +126,12 @@ class Reassembler:
         self._is_skipping = False  # at the next answer, see `skip_backlog`
         self._omits_position = False  # request without epoch and start: a ring refused them
         self._started_s: float | None = None
-        self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio
+        self._patience_s = REQUEST_AFTER_SILENCE_S
+        self._last_block_s = float("-inf")  # when a live block came last
+        self._has_answered = False  # the ring, ever
+        self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio,
+        # and from when to when answers in time did
+        self._confirmed_since_s = self._confirmed_until_s = float("-inf")
 
     @property
     def epoch(self) -> str | None:
@@ -133,7 +150,7 @@ class Reassembler:
 
     @property
     def is_skipping(self) -> bool:
-        """Whether the ring is to be asked although there is no room: its audio is given up."""
+        """Whether the ring is read although there is no room: its audio is given up."""
         return self._is_skipping
 
     @property
@@ -153,6 +170,15 @@ class Reassembler:
         """Return for how long there was no new audio, as far as the ring was asked."""
         return max(0.0, self._silent_until_s - self._last_audio_or_start_s(now_s))
 
+    def confirmed_silence_s(self, now_s: float) -> float:
+        """Return for how long the ring itself says, asked again and again, that nothing is new.
+
+        One that does not answer may have the audio, and one that answers late, or again after a
+        pause, may not have taken it from its source yet: then this begins anew.
+        """
+        since_s = max(self._confirmed_since_s, self._last_audio_or_start_s(now_s))
+        return max(0.0, self._confirmed_until_s - since_s)
+
     def is_missing(self, now_s: float) -> bool:
         """Return whether a source that has not ended gave no audio for `MISSING_AFTER_S`."""
         return not self.has_ended and self.silence_s(now_s) >= MISSING_AFTER_S
@@ -161,6 +187,7 @@ class Reassembler:
         """Process a live block; without room for it, only note that it exists in the ring."""
         if self._cursor.is_dead(block.epoch):
             return []
+        self._note_return(now_s)
         if block.epoch != self.epoch or not self._is_contacted:
             return self._on_unknown_epoch(block, now_s, has_room=has_room)
         if block.is_last and not (self.has_ended or self._is_live_only):
@@ -175,6 +202,7 @@ class Reassembler:
             self._requests.expedite()  # the ring has it
             return []
         self.last_audio_s = now_s
+        self._note_length(block)
         if has_room and (block.start_sample <= self.position or self._is_live_only):
             self.state, self.detail = block.state, block.detail
             return self._accept(block, block.gap_reason or RING_SILENT, now_s)
@@ -183,17 +211,19 @@ class Reassembler:
         return []
 
     def on_reply(self, reply: RingReply, now_s: float) -> list[Item]:
-        """Process the reply to the outstanding request; an absurd one counts as a refusal."""
-        block = reply.block
+        """Process the reply to a request; an absurd one counts as a refusal."""
+        block, request_id = reply.block, reply.request_id
         if reply.oldest > reply.next or block.end_sample > reply.next:
-            return self.on_refusal("the ring's reply contradicts itself", now_s)
-        request = self._requests.settle()
-        if request is None:
+            return self.on_refusal("the ring's reply contradicts itself", now_s, request_id)
+        settled = self._requests.settle(request_id)
+        if settled is None:
             return []
+        request = settled.request
+        self._has_answered = True
         self.state, self.detail = reply.state, reply.detail
         self.is_paced = reply.is_paced
         if block.epoch != self.epoch and reply.next == 0:
-            self._note_silence(self._requests.sent_s)
+            self._note_empty(settled)
             self._requests.on_answer(now_s, is_empty=True)
             return []  # a capture process that has no audio yet: its time has not begun
         self._must_verify = self._omits_position = False
@@ -203,12 +233,15 @@ class Reassembler:
             self._is_skipping = False
             items += self._cursor.skip_to(reply.next, OVERLOAD)
         # only the answer to "from here on" can prove a loss
-        if block.start_sample <= self.position or request.epoch == self.epoch:
+        is_from_here = request.epoch == self.epoch and (request.start or 0) <= self.position
+        if block.start_sample <= self.position or is_from_here:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
             items += self._accept(block, block.gap_reason or reason, now_s)
         if not items:
-            self._note_silence(self._requests.sent_s)
-        self._requests.on_answer(now_s, is_empty=not items)
+            self._note_empty(settled)
+        # of what was asked twice the second answer says nothing
+        is_overtaken = request.start is not None and request.start < self.position
+        self._requests.on_answer(now_s, is_empty=not items and not is_overtaken)
         return items
 
     def skip_backlog(self) -> None:
@@ -216,28 +249,41 @@ class Reassembler:
         self._is_skipping = True
         self._requests.expedite()
 
-    def on_refusal(self, text: str, now_s: float) -> list[Item]:
-        """Note that the ring refused the outstanding request, and why."""
-        request = self._requests.settle()
-        if request is None:
+    def on_refusal(self, text: str, now_s: float, request_id: int | None = None) -> list[Item]:
+        """Note that the ring refused a request, and why.
+
+        Args:
+            request_id: number of the request; None: of the oldest that is not answered.
+        """
+        settled = self._requests.settle(request_id)
+        if settled is None:
             return []
         self.detail = text
-        self._note_silence(self._requests.sent_s)
-        self._requests.on_failure(now_s)
-        if request.epoch is not None:  # most likely another epoch's by now
+        self._note_empty(settled)
+        if not settled.is_late:  # else it has counted as a failure
+            self._requests.on_failure(now_s)
+        if settled.request.epoch is not None:  # most likely another epoch's by now
             self._omits_position = True
             self._requests.expedite()
         return []
 
     def tick(self, now_s: float) -> None:
-        """Note the time, and give up a request that is not answered."""
+        """Note the time, and wait no longer for a request that is not answered."""
         self._last_audio_or_start_s(now_s)
-        sent_s = self._requests.sent_s
-        self.needs_new_socket = self._requests.expire(now_s)
-        if self.needs_new_socket:
+        self.needs_new_socket = False
+        if self._requests.expire(now_s):
             self.timeouts += 1
             self._must_verify = True  # the cause of the request may be over, an answer is due
-            self._note_silence(sent_s + REQUEST_TIMEOUT_S)
+            if not self.waits_for_ring:
+                self._note_silence(self._requests.sent_s + REQUEST_TIMEOUT_S)
+            self.needs_new_socket = self._requests.n_unanswered >= MAX_UNANSWERED
+        if self.needs_new_socket:
+            self._requests.forget()
+
+    def on_ring_back(self) -> None:
+        """Ask the ring at once: there is a connection to it, which there was not before."""
+        self._must_verify = True
+        self._requests.begin_again()
 
     def wants_more(self, now_s: float) -> bool:
         """Return whether a request is due."""
@@ -247,7 +293,8 @@ class Reassembler:
         """Return the request to send now, None if none is due."""
         if not self.wants_more(now_s):
             return None
-        request = ReadRequest(v=1, op="read", stream=self.stream)
+        number = self._requests.next_number
+        request = ReadRequest(v=1, op="read", stream=self.stream, confirms_end=True, id=number)
         if self.epoch is not None and not self._omits_position:
             # no stop: where the ring has gone beyond it, the reply would bring nothing
             place = {"epoch": self.epoch, "start": self.position}
@@ -258,7 +305,7 @@ class Reassembler:
 
     @property
     def _is_live_only(self) -> bool:
-        return self._requests.failures >= FAILURES_UNTIL_LIVE_ONLY
+        return self._requests.failures >= FAILURES_UNTIL_LIVE_ONLY and not self.waits_for_ring
 
     def _is_beyond_ring(self, block: AudioBlock, now_s: float) -> bool:
         """Return whether a live block is of a time that its ring cannot have reached yet."""
@@ -271,7 +318,7 @@ class Reassembler:
             return True
         is_behind = self.newest > self.position
         silence_s = now_s - self._last_audio_or_start_s(now_s)
-        return not self.has_ended and (is_behind or silence_s >= REQUEST_AFTER_SILENCE_S)
+        return not self.has_ended and (is_behind or silence_s >= self._patience_s)
 
     def _last_audio_or_start_s(self, now_s: float) -> float:
         """Return when audio was last known to exist, or when this was first called."""
@@ -279,8 +326,35 @@ class Reassembler:
             self._started_s = now_s
         return self._started_s if self.last_audio_s is None else self.last_audio_s
 
+    def _note_return(self, now_s: float) -> None:
+        """Note a live block: who sends again may answer again, if the ring ever did.
+
+        Only a ring that is silent beside live blocks is one that cannot be had.
+        """
+        is_first = self._last_block_s == float("-inf")
+        if now_s - self._last_block_s > AWAY_S and (is_first or self._has_answered):
+            most = FAILURES_UNTIL_LIVE_ONLY - CHANCES
+            self._requests.failures = min(self._requests.failures, most)
+        self._last_block_s = now_s
+
+    def _note_length(self, block: AudioBlock) -> None:
+        """Note how long one must wait for a block: coded ones may be long."""
+        if block.opus is not None:
+            wait_s = BLOCKS_OF_SILENCE * samples_to_seconds(len(block.pcm))
+            self._patience_s = max(REQUEST_AFTER_SILENCE_S, wait_s)
+
     def _note_silence(self, until_s: float) -> None:
         self._silent_until_s = max(self._silent_until_s, until_s)
+
+    def _note_empty(self, settled: _Settled) -> None:
+        """Note that an answer brought nothing new."""
+        asked_s = settled.sent_s
+        self._note_silence(asked_s)
+        if settled.is_late:
+            return
+        if asked_s - self._confirmed_until_s > CONFIRMED_WITHIN_S:
+            self._confirmed_since_s = asked_s
+        self._confirmed_until_s = asked_s
 
     def _on_unknown_epoch(self, block: AudioBlock, now_s: float, *, has_room: bool) -> list[Item]:
         """Ask the ring before a live block may change the epoch: it could be an old one, late."""
@@ -301,7 +375,7 @@ class Reassembler:
             start = min(reply.acked, block.start_sample)
             start_ns = block.moment.wall_ns - samples_to_ns(block.start_sample - start)
             return self._enter(block.epoch, start, start_ns, now_s)
-        if request.start is not None and reply.next < request.start:
+        if request.start is not None and reply.next < min(request.start, self.position):
             # we stand where the ring never was: what led here was not its audio
             return self._cursor.return_to(reply.next)
         return []
@@ -413,41 +487,80 @@ class _Cursor:
         return [Gap(self._stream, epoch, self.position, samples, reason)]
 
 
-class _RequestTimer:
-    """One request at a time, with a timeout, and back-off while nothing comes; in seconds.
+@dataclass(frozen=True)
+class _Settled:
+    """A request that has its answer.
 
     Attributes:
-        failures: requests without a usable reply since the last one with.
+        is_late: it had timed out, or a later one was sent.
+    """
+
+    request: ReadRequest
+    sent_s: float
+    is_late: bool
+
+
+class _Requests:
+    """Requests on one connection, one after the other: each is awaited until it times out.
+
+    Those that timed out may still be answered. While nothing comes pauses grow; all in seconds.
+
+    Attributes:
+        failures: requests without a usable reply in time, since the last one with any.
         sent_s: when the last request was sent.
+        next_number: of the next request.
     """
 
     def __init__(self) -> None:
         self.failures = 0
         self.sent_s = float("-inf")
-        self._outstanding: ReadRequest | None = None
+        self.next_number = 1
+        self._unanswered: dict[int, tuple[ReadRequest, float]] = {}  # and when it was sent
+        self._is_awaited = False  # the last of them
         self._not_before_s = float("-inf")
         self._backoff = Backoff(MIN_PAUSE_S, MAX_BACKOFF_S)
 
+    @property
+    def n_unanswered(self) -> int:
+        """Number of requests that may still be answered."""
+        return len(self._unanswered)
+
     def is_due(self, now_s: float) -> bool:
         """Return whether a request may be sent now."""
-        return self._outstanding is None and now_s >= self._not_before_s
+        return not self._is_awaited and now_s >= self._not_before_s
 
     def on_sent(self, request: ReadRequest, now_s: float) -> None:
-        """Remember the outstanding request."""
-        self._outstanding = request
+        """Remember a request; its number is `next_number`."""
+        self._unanswered[self.next_number] = request, now_s
+        self.next_number += 1
         self.sent_s = now_s
+        self._is_awaited = True
 
-    def settle(self) -> ReadRequest | None:
-        """Return the outstanding request, if any; it is no longer outstanding."""
-        request, self._outstanding = self._outstanding, None
-        return request
+    def settle(self, number: int | None) -> _Settled | None:
+        """Return the request that is answered; those before it will not be any more.
+
+        Args:
+            number: None: of the oldest of them.
+        """
+        if number is None:
+            number = next(iter(self._unanswered), 0)
+        if number not in self._unanswered:
+            return None
+        request, sent_s = self._unanswered[number]
+        self._unanswered = {
+            other: sent for other, sent in self._unanswered.items() if other > number
+        }
+        is_late = bool(self._unanswered) or not self._is_awaited
+        self._is_awaited = self._is_awaited and bool(self._unanswered)
+        return _Settled(request, sent_s, is_late)
 
     def on_answer(self, now_s: float, *, is_empty: bool) -> None:
         """Allow the next request at once, or after a longer pause each time nothing came."""
         self.failures = 0
         if not is_empty:
             self._backoff.reset()
-        self._not_before_s = now_s + (self._backoff.next_s(MAX_PAUSE_S) if is_empty else 0.0)
+        if not self._unanswered:  # else another answer is about to come
+            self._not_before_s = now_s + (self._backoff.next_s(MAX_PAUSE_S) if is_empty else 0.0)
 
     def on_failure(self, now_s: float) -> None:
         """Back off after a refusal or a timeout."""
@@ -455,12 +568,23 @@ class _RequestTimer:
         self._not_before_s = now_s + self._backoff.next_s()
 
     def expire(self, now_s: float) -> bool:
-        """Give up the outstanding request if it is too old; return whether it was."""
-        if self._outstanding is None or now_s - self.sent_s < REQUEST_TIMEOUT_S:
+        """Wait no longer for the last request if it is too old; return whether it was."""
+        if not self._is_awaited or now_s - self.sent_s < REQUEST_TIMEOUT_S:
             return False
-        self._outstanding = None
+        self._is_awaited = False
         self.on_failure(now_s)
         return True
+
+    def forget(self) -> None:
+        """Forget requests whose answers cannot come any more."""
+        self._unanswered = {}
+        self._is_awaited = False
+
+    def begin_again(self) -> None:
+        """Allow a request now: no reply to an earlier one can come any more."""
+        self.forget()
+        self._not_before_s = float("-inf")
+        self._backoff.reset()
 
     def expedite(self) -> None:
         """Allow the next request soon: the ring has something."""

@@ -1,7 +1,8 @@
-"""What the worker reports: on the feed each second, on request, and to Prometheus."""
+"""Health and status of the worker: on the feed each second, on request, and to Prometheus."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 from ast_stream.coverage.spans import KINDS, Kind
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.query import Snapshot
 from ast_stream.messages.status import (
@@ -29,13 +31,16 @@ from ast_stream.runtime.metrics import (
 )
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.transport.query import AudioRange
-from ast_stream.units import samples_to_seconds
-from ast_stream.worker.stream import WorkerStream
+from ast_stream.units import NS_PER_SECOND, samples_to_seconds
+from ast_stream.worker.stream import CodedOutcome, WorkerStream
 
 REPORT_EVERY_S = 1.0
 
 Streams = Collection[WorkerStream]
 
+Change = Literal["begun", "continued", "given", "lost"]
+"""What became of a stream of another box: this worker began it, or went on where another one was;
+it gave it to another one, or found that another one had it."""
 Stage = Literal["receive", "rings", "levels", "detect", "journal", "report", "answer"]
 MODEL_STAGE = "model"  # the part of `detect` in which the model computes
 _STREAM_METRICS: tuple[tuple[str, str, str], ...] = (  # name, field of Health, help
@@ -47,11 +52,11 @@ _STREAM_METRICS: tuple[tuple[str, str, str], ...] = (  # name, field of Health, 
     ("gaps_total", "gaps", "Gap records published"),
     ("lost_samples_total", "lost_samples", "Samples at 16 kHz that are lost for good"),
     ("overflows_total", "overflows", "Gaps made by a device that overflowed"),
-    ("ring_timeouts_total", "ring_timeouts", "Ring reads without an answer"),
+    ("ring_timeouts_total", "ring_timeouts", "Ring reads without an answer in time"),
 )
 
 
-class WorkerReport:
+class WorkerReporter:
     """Reports on the worker and on the streams that it is given.
 
     Args:
@@ -61,6 +66,8 @@ class WorkerReport:
 
     Attributes:
         blocks_refused: audio blocks that were invalid, or for which there was no room.
+        coded: blocks of Opus, by what became of them.
+        placed: streams of other boxes, by what became of them.
         restart_needed: keys of the configuration that have changed and are not in use.
     """
 
@@ -81,6 +88,8 @@ class WorkerReport:
         self._feed = feed
         self._facts = facts
         self.blocks_refused = 0
+        self.coded: Counter[CodedOutcome] = Counter()
+        self.placed: Counter[Change] = Counter()
         self.restart_needed: Sequence[str] = ()
         self._started_s = self._reported_s = now_s
         self._reported_windows = 0
@@ -128,7 +137,7 @@ class WorkerReport:
 
     def families(self, streams: Streams, now_s: float) -> list[Family]:
         """Return the figures of the streams and of the worker."""
-        healths = [stream.health(now_s) for stream in streams]
+        healths, now_ns = [stream.health(now_s) for stream in streams], read_clocks().wall_ns
         families = [
             figure(
                 f"ast_stream_stream_{name}",
@@ -143,6 +152,19 @@ class WorkerReport:
             for health in healths
             for state in get_args(StreamState)
         }
+        placed: Values = {
+            (health.stream,): (now_ns - health.placement.since_ns) / NS_PER_SECOND
+            for health in healths
+            if health.placement is not None and health.placement.since_ns is not None
+        }
+        families.append(
+            figure(
+                "ast_stream_stream_placed_seconds",
+                "Since this worker of a pool has the stream; none where there is no pool",
+                placed,
+                ("stream",),
+            )
+        )
         families.append(
             figure(
                 "ast_stream_stream_state",
@@ -197,6 +219,20 @@ class WorkerReport:
                 self.blocks_refused,
             ),
             figure(
+                "ast_stream_worker_opus_blocks_total",
+                "Audio blocks of Opus by what became of them; all but `decoded` are read from the "
+                "ring",
+                {(outcome,): self.coded[outcome] for outcome in get_args(CodedOutcome)},
+                ("outcome",),
+            ),
+            figure(
+                "ast_stream_worker_placed_total",
+                "Streams of other boxes: begun here, continued where another worker was, given to "
+                "another one, and lost to one that had taken over",
+                {(change,): self.placed[change] for change in get_args(Change)},
+                ("change",),
+            ),
+            figure(
                 "ast_stream_events_total",
                 "Events that have begun",
                 self._publisher.begun,
@@ -204,7 +240,7 @@ class WorkerReport:
             ),
             figure(
                 "ast_stream_events_withheld_total",
-                "Events that did not begin because their verifier did not believe them",
+                "Events that did not begin because their verifier rejected them",
                 dict(self._detector.withheld),
                 ("class", "stream"),
             ),
@@ -238,6 +274,8 @@ class WorkerReport:
         n_asked, withheld = self._detector.n_asked, self._detector.withheld.total()
         if self.blocks_refused:
             counters["blocks_refused"] = self.blocks_refused
+        counters |= {f"opus_{outcome}": n for outcome, n in self.coded.items()}
+        counters |= {f"streams_{change}": n for change, n in self.placed.items()}
         counters |= {
             "windows": self._detector.n_scored,
             **({} if n_asked is None else {"windows_asked": n_asked}),
@@ -288,6 +326,9 @@ def describe_streams(healths: Sequence[Health]) -> str:
         events = f"{n_open or 'no'} event{'' if n_open == 1 else 's'} open"
         parts.append(f"listening to {names}{level}, lag {lag_s:.1f} s, {events}")
     parts += [f"{health.stream}: {health.detail}" for health in live if health.detail]
+    parts += [
+        f"{health.stream} {health.recent_loss.text}" for health in healths if health.recent_loss
+    ]
     parts += [f"waiting for {health.stream}: {health.detail}" for health in missing]
     return "; ".join(parts) or "waiting for streams"
 

@@ -1,4 +1,4 @@
-"""The frames of one stream on their way to viewers: gathered, and blank where somebody may talk."""
+"""Spectrogram frames of one stream for viewers: collected, and blank where speech may be."""
 
 from __future__ import annotations
 

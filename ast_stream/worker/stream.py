@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from ast_stream.audio.opus import DifferentSamplesError, OpusReader
 from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, HeardFrames
 from ast_stream.detect.scorer import HopRun
-from ast_stream.errors import WireError
+from ast_stream.errors import StartupError, WireError
 from ast_stream.levels.seconds import NEEDED, LevelSeconds, SecondOfSound
+from ast_stream.machine_clock import CLOCK_ID, Moment, read_clocks
 from ast_stream.messages.audio import (
     AckRequest,
     AudioBlock,
+    Pcm16,
     ReadRequest,
+    RefusedByRingError,
     RingReply,
 )
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
+from ast_stream.messages.rings import MAX_RECORD_BYTES
 from ast_stream.messages.spectrogram import WITHHELD
 from ast_stream.messages.status import SOURCE_ENDED, STREAM_REMOVED, Health, StreamState
 from ast_stream.privacy.access import AudioAccess
 from ast_stream.privacy.speech import SpeechMask
+from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.publisher import DeduplicatingPublisher
 from ast_stream.transport.query import AudioRange
+from ast_stream.transport.requester import is_listened_at
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import StreamRecord
+from ast_stream.worker.links import RingLink
+from ast_stream.worker.overload import CAUGHT_UP_S
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
+from ast_stream.worker.recent_losses import RecentLosses
 from ast_stream.worker.spectrogram import LiveSpectrogram
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_S = 5.0  # a stream with more than this waiting leaves further audio in its ring,
 MIN_WAITING_HOPS = 2  # but not with less than this: decisions come once a hop
-LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended
+LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended,
+STOPPED_S = 60.0  # later if its capture process is there and does not answer: the ring may have it
+LOOK_S = 2.0  # between looks whether it is there
+UNHEARD_S = 3.0  # a capture process that is there answers more often
+MISSING_LINK_S = 8.0  # without a word from a capture process on another box
+_CLOCK_STEP_NS = 20_000_000
 FORGET_AFTER_S = 60.0  # without new audio: a stream that is not in the configuration is dropped
+FORGET_ENDED_S = 2.0  # the same where it has ended, and its capture process knows and has gone
+
+CodedOutcome = Literal["decoded", "missed", "differs", "no_codec"]
+"""Of a block of Opus. missed: what it follows was lost; all but `decoded` are read from the ring.
+"""
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What the configuration says of a stream."""
+    """The configuration of a stream, as the worker needs it."""
 
     name: str
     labels: dict[str, str]
@@ -53,7 +74,7 @@ class StreamConfig:
 
 
 class RingClient:
-    """A DEALER to one ring, connected when first needed and again when replies may be stale."""
+    """A DEALER to one ring, connected when first needed and again after `close`."""
 
     def __init__(self, sockets: Sockets, poller: Poller, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -61,6 +82,14 @@ class RingClient:
         self._poller = poller
         self._socket: Socket | None = None
         self._has_asked = False
+        self._looked_s = float("-inf")
+        self._is_there = False
+
+    def is_there(self, now_s: float) -> bool:
+        """Return whether a process has the ring, be it stopped; it is looked for now and then."""
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s, self._is_there = now_s, is_listened_at(self.endpoint)
+        return self._is_there
 
     def send(self, request: ReadRequest | AckRequest) -> bool:
         """Send a request; return False if it could not go out now.
@@ -81,7 +110,7 @@ class RingClient:
         return None if self._socket is None else self._socket.receive()
 
     def close(self) -> None:
-        """Close the socket: late replies must not be mistaken for those to later requests."""
+        """Close the socket: requests on it are not answered any more."""
         if self._socket is not None:
             self._poller.remove(self._socket)
             self._sockets.forget(self._socket)
@@ -97,7 +126,11 @@ class WorkerStream:
         record: journalled state to resume from; None: start after the last acknowledged sample.
         levels: analyses the sound levels of all streams.
         history_s: seconds of audio that are kept to be handed out; 0: none.
+        coded: blocks of Opus, by what became of them, is counted here.
         masks_speech: whether speech in them is looked for.
+        is_shared: other workers may have had earlier epochs of a stream of another box.
+        encode_record: makes what a worker on another box can go on from.
+        now: reads both clocks of this machine.
 
     Attributes:
         name: the stream's name.
@@ -105,6 +138,7 @@ class WorkerStream:
         is_open: the detector has a slot for it.
         is_leaving: it is no longer in the configuration, see `leave`.
         has_left: all audio that came before that is decided, and its events have ended.
+        has_just_ended: so did its source, since the streams were last journalled.
         epoch: the epoch that the detector is in; audio that waits may be of a later one.
         gaps, lost_samples, overflows: gaps published, all and those of an overflowing device.
     """
@@ -112,7 +146,7 @@ class WorkerStream:
     def __init__(
         self,
         config: StreamConfig,
-        ring: RingClient,
+        ring: RingClient | RingLink,
         detector: Detector,
         publisher: DeduplicatingPublisher,
         account: StreamAccount,
@@ -120,15 +154,26 @@ class WorkerStream:
         record: StreamRecord | None,
         history_s: int = 0,
         *,
+        coded: Counter[CodedOutcome] | None = None,
         masks_speech: bool = False,
+        is_shared: bool = False,
+        encode_record: Callable[[str, StreamRecord], bytes] | None = None,
+        now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self.name = config.name
         self.config = config
         self.is_open = False
-        self.is_leaving = self.has_left = False
+        self.is_leaving = self.has_left = self.has_just_ended = False
         self.epoch: str | None = None
         self.gaps = self.lost_samples = self.overflows = 0
-        self._ring = ring
+        self._recent_losses = RecentLosses()
+        self.is_catching_up = False
+        self._ring: RingClient | RingLink = ring
+        self._link = ring if isinstance(ring, RingLink) else None
+        self._is_shared = is_shared and self._link is not None
+        self._encode_record = encode_record
+        self._now = now
+        self._foreign_clock: tuple[str, Moment] | None = None
         self._detector = detector
         self._publisher = publisher
         self._account = account
@@ -136,6 +181,10 @@ class WorkerStream:
         self._is_measured = False  # `levels` has its audio
         self._levels_after = 0  # sample up to which an earlier run has published levels
         self._reassembler = Reassembler(config.name)
+        self._reassembler.waits_for_ring = self._link is not None
+        self._opus = OpusReader()
+        self._coded = Counter() if coded is None else coded
+        self._log = LimitedLog(logger)
         self._clock = SampleClock()
         self._history = SampleBuffer(max(1, history_s * SAMPLE_RATE))  # at least its end
         parameters = detector.parameters
@@ -151,6 +200,8 @@ class WorkerStream:
         self._left_at: int | None = None  # first sample that existed after `leave`
         self._resume_from = self._journalled = record
         self._acked = 0
+        self._ended_at: int | None = None  # all is decided: the source ended here
+        self._is_end_acked = False  # and the ring knows it
         self._stride = 1
         self._gives_up = False  # audio, because not even windows that just touch can be scored
         if record is not None:
@@ -169,11 +220,74 @@ class WorkerStream:
         """Whether any audio of the present epoch has come."""
         return self.epoch is not None and bool(self._clock.anchors)
 
+    @property
+    def link(self) -> RingLink | None:
+        """The connection from its capture process, if that is on another box."""
+        return self._link
+
+    @property
+    def known_epoch(self) -> str | None:
+        """The epoch that this worker is in, or would resume."""
+        if self.epoch is not None:
+            return self.epoch
+        return None if self._resume_from is None else self._resume_from.epoch
+
+    def use_link(self, link: RingLink) -> None:
+        """Read the ring by a connection of its capture process, which has just been made."""
+        if self._ring is not link:
+            self._ring.close()
+        self._ring = self._link = link
+        self._reassembler.waits_for_ring = True
+        self._reassembler.on_ring_back()
+
+    def drop(self) -> list[EventMessage]:
+        """Release the stream, which continues elsewhere, and return its open events."""
+        events = self.open_events()
+        if self.is_open:
+            self._detector.drop(self.name)
+            self.is_open = False
+        self._stop_measuring()
+        self._ring.close()
+        return events
+
     def receive_block(self, block: AudioBlock, now_s: float) -> None:
-        """Accept a live block, or leave it in the ring."""
+        """Accept a live block, or leave it in the ring.
+
+        Raises:
+            WireError: it is coded, and no packets of this codec.
+        """
         if self.is_leaving:
             return
-        self._waiting += self._reassembler.on_block(block, now_s, has_room=self._has_room())
+        if self._link is not None:
+            self._link.heard_s = now_s
+        elif block.is_last and (block.epoch, block.end_sample) == (self.epoch, self._ended_at):
+            self.repeat_end()  # it is still there: an acknowledgement was lost, or not accepted
+        block = self._by_own_clock(block)
+        has_room = self._has_room()
+        if block.opus is not None:  # in order, even without room: what follows builds on it
+            pcm = self._decoded(block)
+            has_room = has_room and pcm is not None
+            block = block if pcm is None else replace(block, pcm=pcm)
+        self._waiting += self._reassembler.on_block(block, now_s, has_room=has_room)
+
+    def _decoded(self, block: AudioBlock) -> Pcm16 | None:
+        """Return the samples of a coded block; None: the ring has them.
+
+        Raises:
+            WireError: it holds no packets of this codec.
+        """
+        try:
+            pcm = self._opus.read(block)
+        except StartupError as error:
+            self._coded["no_codec"] += 1
+            self._log.warning("stream %s: read from the ring: %s", self.name, error)
+            return None
+        except DifferentSamplesError as error:
+            self._coded["differs"] += 1
+            self._log.warning("stream %s: read from the ring: %s", self.name, error)
+            return None
+        self._coded["missed" if pcm is None else "decoded"] += 1
+        return pcm
 
     def exchange_with_ring(self, now_s: float) -> None:
         """Receive the ring's replies, and request more if there was room for it."""
@@ -182,10 +296,15 @@ class WorkerStream:
         while (frames := self._ring.receive()) is not None:
             try:
                 reply = RingReply.decode(frames, self.name)
+            except RefusedByRingError as error:
+                self._waiting += self._reassembler.on_refusal(str(error), now_s, error.request_id)
             except WireError as error:
                 self._waiting += self._reassembler.on_refusal(str(error), now_s)
             else:
+                reply = replace(reply, block=self._by_own_clock(reply.block))
                 self._waiting += self._reassembler.on_reply(reply, now_s)
+        if self._link is not None and not self._link.is_connected:
+            return
         self._reassembler.tick(now_s)
         if self._reassembler.needs_new_socket:
             self._ring.close()
@@ -209,8 +328,8 @@ class WorkerStream:
                     is_done = self._on_gap(gap)
                 case NewEpoch(epoch, start):
                     is_done = self._on_new_epoch(epoch, start)
-                case Ended(_, end):
-                    is_done = self._on_ended(end)
+                case Ended(epoch, end):
+                    is_done = self._on_ended(epoch, end)
             if not is_done:
                 return
             self._waiting.popleft()
@@ -237,9 +356,7 @@ class WorkerStream:
         return False
 
     def show(self, heard: HeardFrames, access: AudioAccess) -> None:
-        """Publish frames that the model hears, as far as they may be seen and it can be recorded
-        who sees them.
-        """
+        """Publish frames for viewers, masked, if the access can be recorded."""
         if self._spectrogram is None:
             self._spectrogram = LiveSpectrogram(self._speech)
         for start, levels in self._spectrogram.add(heard):
@@ -261,19 +378,63 @@ class WorkerStream:
         self._account.add_run(run, self._clock)
 
     def end_events(self, reason: EndReason) -> None:
-        """End the open events; the stream goes on, or may."""
+        """End the open events of a stream that continues."""
         if self.is_open:
             self.publish(self._detector.end_events(self.name, reason))
 
+    def _by_own_clock(self, block: AudioBlock) -> AudioBlock:
+        """Return a block of another machine with its moment on the clocks of this one.
+
+        They are compared once, and again when one of them was set: else each block would have a
+        line of time of its own.
+        """
+        if block.clock in (None, CLOCK_ID):
+            return block
+        now, known = self._now(), self._foreign_clock
+        if known is None or known[0] != block.clock or _is_set(known[1], now):
+            known = self._foreign_clock = block.clock or "", now
+        return block.by_clock_of(known[1])
+
     def end_events_if_lost(self, now_s: float) -> None:
-        """End the open events once all audio is scored and none has come for a while."""
-        silence_s = self._reassembler.silence_s(now_s)
-        if not self.is_open or self._is_lost or silence_s <= LOST_AFTER_S:
+        """End the open events once all audio is scored and none has come for a while.
+
+        That is where its ring says that nothing is new. A capture process that says nothing may
+        be stopped, or its box out of reach, and its ring have the sound: then as soon as that is
+        not to be expected any more.
+        """
+        if not self.is_open or self._is_lost or not self._is_silent_for_good(now_s):
             return
         if not self._waiting and not self._detector.windows_due(self.name):
-            logger.warning("stream %s: no audio for %.0f s", self.name, silence_s)
+            logger.warning("stream %s: no audio for %.0f s", self.name, self._silence_s(now_s))
             self._is_lost = True
             self.end_events("stream_lost")
+            if self._link is not None:
+                self._link.expect_record()  # in the one that it has, they are open
+
+    def _is_silent_for_good(self, now_s: float) -> bool:
+        if self._reassembler.confirmed_silence_s(now_s) > LOST_AFTER_S:
+            return True
+        if isinstance(self._ring, RingLink):
+            return self.unheard_s(now_s) > self._ring.lost_after_s()
+        return self._reassembler.silence_s(now_s) > LOST_AFTER_S and not self.may_be_stopped(now_s)
+
+    def may_be_stopped(self, now_s: float) -> bool:
+        """Return whether its capture process is there, on this box, and has not said that nothing
+        is new: then its ring may have audio.
+        """
+        source = self._reassembler
+        if isinstance(self._ring, RingLink) or source.confirmed_silence_s(now_s) > LOST_AFTER_S:
+            return False
+        return source.silence_s(now_s) <= STOPPED_S and self._ring.is_there(now_s)
+
+    def _silence_s(self, now_s: float) -> float:
+        """Return for how long no audio came, as far as the ring was asked, or could be."""
+        unheard_s = self.unheard_s(now_s)
+        return max(self._reassembler.silence_s(now_s), unheard_s if unheard_s > UNHEARD_S else 0.0)
+
+    def unheard_s(self, now_s: float) -> float:
+        """Return for how long a capture process on another box has said nothing; else 0."""
+        return 0.0 if self._link is None else now_s - self._link.heard_s
 
     def end_orphans(self) -> None:
         """End events of an earlier run that the audio scored so far has not derived again."""
@@ -297,7 +458,14 @@ class WorkerStream:
 
     def is_gone(self, now_s: float) -> bool:
         """Return whether a stream that is not in the configuration may be dropped."""
-        return not self.config.is_configured and self._reassembler.silence_s(now_s) > FORGET_AFTER_S
+        if self.config.is_configured:
+            return False
+        if self._link is None:
+            return self._reassembler.silence_s(now_s) > FORGET_AFTER_S
+        if self._is_end_acked and not self._link.is_connected:
+            return self.unheard_s(now_s) > FORGET_ENDED_S
+        limit_s = FORGET_AFTER_S if self._reassembler.has_ended else self._link.lost_after_s()
+        return self.unheard_s(now_s) > max(FORGET_AFTER_S, limit_s)
 
     def close(self) -> None:
         """End everything."""
@@ -326,14 +494,24 @@ class WorkerStream:
         self._reassembler.skip_backlog()
 
     @property
+    def can_be_dropped(self) -> bool:
+        """Whether the next record says all that another worker must know."""
+        return not self._is_ending
+
+    @property
     def position(self) -> int | None:
         """Samples before this index are decided; None while that cannot be journalled."""
+        if self._ended_at is not None:
+            return self._ended_at
         if not self.is_open or self._is_ending:
             return None
         return self._detector.position(self.name)
 
     def record(self) -> StreamRecord | None:
-        """Return what a later run needs to go on from here; None if there is nothing."""
+        """Return what a later run needs to continue from here; None if there is nothing."""
+        if self._ended_at is not None and not self._is_end_acked:
+            known = self._journalled  # until then all is derived from there again
+            return known if known is not None and known.epoch == self.epoch else None
         if not self.is_open or self.epoch is None:
             return self._resume_from
         if not self._is_ending:  # else windows beyond the audio are in progress: redone on resume
@@ -343,16 +521,41 @@ class WorkerStream:
 
     def acknowledge(self, stop: int) -> None:
         """Tell the ring that everything before `stop` is decided, published and journalled."""
-        if stop > self._acked and self.epoch is not None:
-            request = AckRequest(v=1, op="ack", epoch=self.epoch, stop=stop)
-            if self._ring.send(request):
-                self._acked = stop
+        is_last = stop == self._ended_at
+        if self.epoch is None or (is_last and self._is_end_acked):
+            return
+        record = None if is_last else self._record_to_send()
+        if stop <= self._acked and record is None and not is_last:
+            return
+        request = AckRequest(v=1, op="ack", epoch=self.epoch, stop=stop, last=is_last)
+        if self._link is None or record is None:
+            is_sent = self._ring.send(request)
+        elif is_sent := self._link.acknowledge(request, record):
+            self._link.note_recorded()
+        if is_sent:
+            self._acked, self._is_end_acked = stop, is_last
+
+    def repeat_end(self) -> None:
+        """Acknowledge the end of the source again, if its ring still asks."""
+        self._is_end_acked = False
+
+    def _record_to_send(self) -> bytes | None:
+        """Return what the capture process should keep for the next worker, if it is time."""
+        link, record = self._link, self._journalled
+        if link is None or record is None or self._encode_record is None:
+            return None
+        if not link.is_record_due() or record.epoch != self.epoch:
+            return None
+        encoded = self._encode_record(self.name, record)
+        return encoded if len(encoded) <= MAX_RECORD_BYTES else None
 
     def backlog_s(self) -> float:
         """Return seconds of audio that exist at the source and are not scored."""
         in_ring = self._reassembler.newest - self._reassembler.position
         in_detector = max(0, self._history.end - self._detector.position(self.name))
-        return samples_to_seconds(in_ring + self._n_waiting() + in_detector)
+        backlog_s = samples_to_seconds(in_ring + self._n_waiting() + in_detector)
+        self.is_catching_up = self.is_catching_up and backlog_s > CAUGHT_UP_S
+        return backlog_s
 
     def has_windows_due(self) -> bool:
         """Return whether a window waits to be scored."""
@@ -391,7 +594,7 @@ class WorkerStream:
             epoch=self.epoch or self._reassembler.epoch,
             state=state,
             detail=detail,
-            silence_s=round(self._reassembler.silence_s(now_s), 1),
+            silence_s=round(self._silence_s(now_s), 1),
             gaps=self.gaps,
             lost_samples=self.lost_samples,
             overflows=self.overflows,
@@ -401,6 +604,8 @@ class WorkerStream:
             lag_s=round(self.backlog_s(), 3) if status else None,
             hop_s=status.hop_s if status else None,
             open_events=status.open_events if status else None,
+            placement=None if self._link is None else self._link.placement(),
+            recent_loss=self._recent_losses.summary(self._now().monotonic_ns),
         )
 
     def state(self, now_s: float) -> StreamState:
@@ -414,6 +619,8 @@ class WorkerStream:
             return "missing", STREAM_REMOVED
         if source.has_ended:
             return "missing", SOURCE_ENDED
+        if self.unheard_s(now_s) > MISSING_LINK_S:
+            return "missing", f"the box of its capture process is out of reach: {self._where}"
         if not self.is_open or source.is_missing(now_s):
             return "missing", source.detail or self._why_silent()
         problems = [source.detail] if source.state == "degraded" else []
@@ -427,9 +634,13 @@ class WorkerStream:
             return "gated", None
         return ("warming" if self._detector.is_warming(self.name) else "listening"), None
 
+    @property
+    def _where(self) -> str:
+        return self._ring.endpoint
+
     def _why_silent(self) -> str:
         if self._reassembler.epoch is None:
-            return f"no capture process answers at {self._ring.endpoint}"
+            return f"no capture process answers at {self._where}"
         return "the capture process sends no audio"
 
     def _event_message(self, event: Event) -> EventMessage:
@@ -470,7 +681,7 @@ class WorkerStream:
         return True
 
     def _measure_levels(self, audio: Audio) -> None:
-        """Have sound levels analysed while somebody reads them."""
+        """Compute sound levels if somebody reads them."""
         if not self._publisher.has_reader("levels", self.name):
             self._stop_measuring()
             return
@@ -520,27 +731,34 @@ class WorkerStream:
             self.gaps += 1
             self.lost_samples += part.samples
             self.overflows += part.reason == "overflow"
+            self._recent_losses.add(part, self._now().monotonic_ns)
 
     def _on_new_epoch(self, epoch: str, start: int) -> bool:
         if not self._is_flushed():
             return False
         # an epoch without acknowledged audio is read from its start: its events are derived again
-        except_epoch = epoch if start == 0 else None
-        self._publisher.end_orphans(self.name, except_epoch=except_epoch)
+        self._end_orphans_of_others(than=epoch)
+        if start > 0:
+            self._publisher.end_orphans(self.name, of_epoch=epoch)
         logger.info("stream %s: epoch %s from sample %d", self.name, epoch[:8], start)
         self._begin_epoch(epoch, start, SampleClock())
         self._publisher.begin_epoch(self.name, epoch, start)
         self._detector.open(self.name, epoch, start)
         return True
 
-    def _on_ended(self, end: int) -> bool:
-        if not self.is_open:
+    def _on_ended(self, epoch: str, end: int) -> bool:
+        record = self._resume_from
+        if not self.is_open and record is not None and record.epoch == epoch:
+            self._resume(record, record.position)  # nothing came after it
+        if self.epoch != epoch:
             return True
         if not self._is_flushed():
             return False
         logger.info("stream %s: the source has ended", self.name)
-        self._publisher.end_orphans(self.name)
-        self.acknowledge(end)
+        self._end_orphans_of_others(than=epoch)
+        self._publisher.end_orphans(self.name, of_epoch=epoch)
+        # the ring is told when all this is on the disk, and goes then
+        self._ended_at, self._is_end_acked, self.has_just_ended = end, False, True
         return True
 
     def _is_flushed(self, reason: EndReason = "stream_lost") -> bool:
@@ -560,11 +778,22 @@ class WorkerStream:
         self._begin_epoch(record.epoch, start, record.sample_clock())
         self._levels_after = record.position
         self._detector.resume(self.name, record.epoch, start, record.detector)
+        if self._link is not None:
+            # what another worker has decided up to here is in the record, if it has not ended
+            goes_on = {event.id for event in self._detector.open_events(self.name)}
+            self._publisher.drop_orphans(
+                self.name, record.epoch, before=record.position, but=goes_on
+            )
         if self._reassembler.epoch == record.epoch:  # else the next epoch may derive its own again
-            self._publisher.end_orphans(self.name, except_epoch=record.epoch)
+            self._end_orphans_of_others(than=record.epoch)
         self._publisher.begin_epoch(self.name, record.epoch, record.position)
         self._publisher.continue_events(self._detector.open_events(self.name))
         logger.info("stream %s: resumed at sample %d", self.name, record.position)
+
+    def _end_orphans_of_others(self, than: str | None) -> None:
+        """End what an earlier run left open in other epochs; in a pool it is asked who ends it."""
+        if not self._is_shared:
+            self._publisher.end_orphans(self.name, except_epoch=than)
 
     def _begin_epoch(self, epoch: str, start_sample: int, clock: SampleClock) -> None:
         """Forget what belongs to the epoch before."""
@@ -578,5 +807,12 @@ class WorkerStream:
             self._speech.restart(start_sample)
         self._resume_from = None
         self._acked = 0
+        self._ended_at = None
+        self._is_end_acked = self.has_just_ended = False
         self._stride = 1
         self.is_open = True
+
+
+def _is_set(before: Moment, now: Moment) -> bool:
+    """Return whether one of the clocks was set between two moments."""
+    return abs(before.offset_ns - now.offset_ns) > _CLOCK_STEP_NS

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from coverage_spans import BEGAN_NS, span
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ast_stream.coverage.spans import Kind, Span
-from ast_stream.coverage.timeline import NOT_RECORDED, UNDECIDED_NS, Coverage
+from ast_stream.coverage.timeline import NOT_RECORDED, UNDECIDED_NS, Coverage, Stretch
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
 HOUR_NS = 3600 * NS_PER_SECOND
@@ -162,3 +165,70 @@ def test_json_says_the_same_by_kind_by_reason_and_by_range() -> None:
         "reason": "overflow",
     }
     assert coverage([]).to_json()["from"] is None
+
+
+# of each epoch: seconds that it lasts, seconds without a record in front of it, and by how many
+# seconds the wall clock is set in between
+EPOCHS = st.lists(
+    st.tuples(st.integers(1, 90), st.integers(0, 60), st.integers(-120, 120)),
+    min_size=2,
+    max_size=8,
+)
+
+
+def recorded(epochs: list[tuple[int, int, int]]) -> list[Span]:
+    """Return the ledger of epochs, whose wall times are as the clock was set."""
+    spans, at_s, ahead_s = [], 0, 0
+    for number, (lasts_s, pause_s, set_s) in enumerate(epochs):
+        at_s, ahead_s = at_s + pause_s, ahead_s + set_s
+        late_ns = (at_s + ahead_s) * NS_PER_SECOND
+        spans.append(span(0, lasts_s * SAMPLE_RATE, epoch=f"{number:08}", late_ns=late_ns))
+        at_s += lasts_s
+    return spans
+
+
+def n_common(one: Stretch | Span, other: Stretch | Span) -> int:
+    """Return for how many nanoseconds two of them speak of the same time."""
+    return min(one.stop_ns, other.stop_ns) - max(one.time_ns, other.time_ns)
+
+
+@given(EPOCHS)
+def test_no_time_is_missing_twice_or_where_there_is_a_record_however_the_clock_leaps(
+    epochs: list[tuple[int, int, int]],
+) -> None:
+    spans = recorded(epochs)
+    found = coverage(spans, is_expected=True).stretches
+    heard = [stretch for stretch in found if stretch.kind == "listened"]
+    assert [(one.epoch, one.time_ns, one.samples) for one in heard] == [
+        (one.epoch, one.time_ns, one.samples) for one in spans
+    ]
+    missing = [stretch for stretch in found if stretch.kind == "missing"]
+    for number, one in enumerate(missing):
+        others: list[Stretch | Span] = [*missing[:number], *spans]
+        assert all(n_common(one, other) <= 0 for other in others)
+    # nor is any left out
+    every = sorted((one.time_ns, one.stop_ns) for one in found)
+    reached_ns = every[0][1]
+    for start_ns, stop_ns in every[1:]:
+        assert start_ns <= reached_ns
+        reached_ns = max(reached_ns, stop_ns)
+
+
+@given(EPOCHS)
+def test_a_clock_that_is_not_set_leaves_each_pause_missing_as_it_was(
+    epochs: list[tuple[int, int, int]],
+) -> None:
+    spans = recorded([(lasts_s, pause_s, 0) for lasts_s, pause_s, _ in epochs])
+    found = [one for one in coverage(spans).stretches if one.kind == "missing"]
+    pauses = [(a.stop_ns, b.time_ns) for a, b in pairwise(spans) if a.stop_ns < b.time_ns]
+    assert [(one.time_ns, one.stop_ns) for one in found] == pauses
+
+
+def test_a_clock_that_leaps_an_hour_ahead_and_back_makes_no_hour_missing() -> None:
+    spans = recorded([(60, 0, 0), (60, 0, 3600), (3600, 0, -3600)])
+    found = coverage(spans)
+    # the minute that was recorded with the wrong time is missing at the right one, and no more
+    assert found.samples["missing"] == 60 * SAMPLE_RATE
+    inside = coverage(spans, since_ns=BEGAN_NS + 600 * NS_PER_SECOND, until_ns=BEGAN_NS + HOUR_NS)
+    assert inside.heard == 1.0
+    assert inside.total == 3000 * SAMPLE_RATE

@@ -20,7 +20,7 @@ from ports import free_ports
 from ast_stream.errors import ConfigError, WireError
 from ast_stream.feed import Subscriber
 from ast_stream.settings.schema import CurveSettings, TransportSettings
-from ast_stream.transport.allow_list import Client, write_allow_list
+from ast_stream.transport.allow_list import AllowedClient, write_allow_list
 from ast_stream.transport.authenticator import Authenticator
 from ast_stream.transport.curve import CurveServer, make_key
 from ast_stream.transport.keys import ClientKeys, KeyPair, client_keys, server_key, write_pair
@@ -42,10 +42,10 @@ class Door:
         self.endpoint = f"tcp://127.0.0.1:{free_ports()}"
         self.bound = Sockets()
         self._clients: list[Sockets] = []
-        self._allowed: dict[str, Client] = {}
+        self._allowed: dict[str, AllowedClient] = {}
 
     def allow(self, name: str, key: KeyPair, *words: str) -> None:
-        self._allowed[name] = Client(name, key.public, words, 0)
+        self._allowed[name] = AllowedClient(name, key.public, words, 0)
         write_allow_list(self.path, list(self._allowed.values()))
 
     def revoke(self, name: str) -> None:

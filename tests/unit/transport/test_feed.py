@@ -23,6 +23,7 @@ from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_besi
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
+from ast_stream.transport import reader as transport_reader
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.reader import FeedOrder
@@ -104,7 +105,7 @@ def test_what_follows_an_event_is_sent_once_the_log_is_synced(
     log, wire = EventLog(tmp_path), Wire()
     n_sent: list[int] = []  # at each sync
     monkeypatch.setattr(log, "sync", lambda: n_sent.append(len(wire.sent)))
-    publisher = FeedPublisher(wire, log, "b1", lambda: Moment(0, 0), syncs_first=True)
+    publisher = FeedPublisher(wire, log, "b1", lambda: Moment(0, 0), synced_first="each event")
     publisher.publish(scores_header(), np.zeros(3, np.float16))
     assert len(wire.sent) == 1  # nothing durable is before it
     publisher.publish(event(1))
@@ -115,6 +116,26 @@ def test_what_follows_an_event_is_sent_once_the_log_is_synced(
     publisher.flush()
     assert seqs(wire.sent) == [1, 2, 3, 4]
     assert n_sent == [0, 1]  # for the start of the boot, and for the two together
+
+
+def test_a_begin_is_sent_once_the_log_is_synced_where_the_rest_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave an event with subscribers that nobody ends."""
+    log, wire = EventLog(tmp_path), Wire()
+    publisher = FeedPublisher(wire, log, "b1", lambda: Moment(0, 0), synced_first="begins")
+    n_sent: list[int] = []  # at each sync
+    monkeypatch.setattr(log, "sync", lambda: n_sent.append(len(wire.sent)))
+    publisher.publish(event(1, "update"))
+    publisher.publish(event(1, "end"))
+    publisher.publish(gap_message(7))
+    publisher.flush()
+    assert (len(wire.sent), n_sent) == (3, [])
+    publisher.publish(event(2))
+    publisher.publish(event(2, "update"))
+    assert len(wire.sent) == 3
+    publisher.flush()
+    assert (seqs(wire.sent), n_sent) == ([1, 2, 3, 4, 5], [3])
 
 
 def test_refused_messages_are_counted() -> None:
@@ -224,6 +245,31 @@ def test_repeats_of_an_earlier_boot_are_left_out() -> None:
     assert order.follows(late)
     assert order.accept(late) is None
     assert order.duplicates == 4
+
+
+def first_status(boot: str, n_events: int = 0) -> FeedMessage:
+    """Return the status of a publisher that has published so many events."""
+    wire = Wire()
+    publisher = FeedPublisher(wire, None, boot, lambda: Moment(0, 0))
+    for n in range(n_events):
+        publisher.publish(event(n))
+    publisher.publish(worker_status())
+    return wire.sent[-1]
+
+
+def test_a_reader_without_a_position_has_lost_nothing_where_nothing_was_published() -> None:
+    order = FeedOrder()
+    assert order.give_up(first_status("b1"), "why") == []
+    assert order.follows(first_status("b1"))
+
+
+def test_a_reader_without_a_position_has_lost_what_was_published_and_cannot_be_had() -> None:
+    assert FeedOrder().give_up(first_status("b1", 2), "why") == [Missed(None, ("b1", 2), "why")]
+
+
+def test_a_reader_of_an_earlier_boot_may_have_lost_its_end() -> None:
+    lost = FeedOrder(("b0", 4)).give_up(first_status("b1"), "why")
+    assert lost == [Missed(("b0", 4), ("b1", 0), "why")]
 
 
 @pytest.fixture
@@ -457,6 +503,53 @@ def test_a_publisher_that_is_killed_while_it_is_asked_is_waited_for(
         assert ids(reader, 3) == ["id2", "id3", "id4"]
 
 
+@pytest.mark.parametrize("after", ["oldest", ("b0", 4)])
+def test_a_publisher_that_has_published_nothing_is_asked_again_for_what_was_before(
+    folder: Path, workers: list[Worker], after: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not answer yet: that a new box is slow to start is no loss."""
+    monkeypatch.setattr(transport_reader, "_ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(transport_reader, "_ASK_AGAIN_S", 0.0)
+    log = EventLog(folder / "events")
+    earlier = FeedPublisher(Wire(), log, "b0")
+    for n in range(5):
+        earlier.publish(event(n))
+    log.close()
+    workers.append(Worker(folder, "b1", answers=False))
+    with subscriber(
+        folder, after=after, topics=["event/", "status/"], replay_patience_s=0.0
+    ) as reader:
+        for _ in range(3):
+            message = reader.receive(LONG_S)
+            assert isinstance(message, FeedMessage)
+            assert message.kind == "status"
+        assert reader.position == (None if after == "oldest" else after)
+
+
+def test_what_an_earlier_boot_has_left_comes_once_the_publisher_answers(
+    folder: Path, workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_reader, "_ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(transport_reader, "_ASK_AGAIN_S", 0.0)
+    log = EventLog(folder / "events")
+    FeedPublisher(Wire(), log, "b0").publish(event(1))
+    log.close()
+    workers.append(Worker(folder, "b1", answers=False))
+    with subscriber(
+        folder, after="oldest", topics=["event/", "status/"], replay_patience_s=0.0
+    ) as reader:
+        assert isinstance(reader.receive(LONG_S), FeedMessage)
+        workers.pop().close()
+        monkeypatch.setattr(transport_reader, "_ANSWER_TIMEOUT_S", 1.0)
+        workers.append(Worker(folder, "b2"))
+        found: list[str] = []
+        while not found:
+            item = reader.receive(LONG_S)
+            assert isinstance(item, FeedMessage), item
+            found += [item.body["id"]] if item.kind == "event" else []
+        assert found == ["id1"]
+
+
 def test_a_hole_in_the_log_is_reported(folder: Path, workers: list[Worker]) -> None:
     workers.append(Worker(folder, "b1"))
     with subscriber(folder) as reader:
@@ -576,6 +669,9 @@ def test_a_topic_that_is_added_later_comes_from_then_on(
         message = reader.receive(LONG_S)
         assert isinstance(message, FeedMessage)
         assert (message.kind, message.body["laeq"]) == ("levels", 55.0)
+        reader.remove_topic("levels/")
+        while workers[0].publisher.has_reader("levels/porch/"):
+            reader.receive(0.05)
 
 
 def test_malformed_messages_are_counted_and_left_out(folder: Path, workers: list[Worker]) -> None:

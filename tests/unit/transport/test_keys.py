@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from ast_stream.errors import StartupError, UsageError
-from ast_stream.transport.allow_list import Client, Rights, read_allow_list, write_allow_list
+from ast_stream.transport.allow_list import AllowedClient, Rights, read_allow_list, write_allow_list
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import (
     KeyPair,
@@ -121,7 +121,7 @@ def test_a_word_that_is_no_right_is_explained(word: str, reason: str) -> None:
 def test_an_allow_list_is_read_as_it_was_written(tmp_path: Path, pair: KeyPair) -> None:
     path = tmp_path / "keys" / "allowed.json"
     assert read_allow_list(path) == []
-    client = Client("porch-box", pair.public, ("push:porch", "feed"), 1_795_000_000 * 10**9)
+    client = AllowedClient("porch-box", pair.public, ("push:porch", "feed"), 1_795_000_000 * 10**9)
     write_allow_list(path, [client])
     assert read_allow_list(path) == [client]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -23,7 +23,7 @@ from ports import free_ports
 
 from ast_stream.errors import StartupError, WireError
 from ast_stream.transport.listener import MAX_PEERS, Listener
-from ast_stream.transport.requester import listening_process
+from ast_stream.transport.requester import is_listened_at, listening_process
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, Poller, Socket, Sockets
 from ast_stream.transport.zmtp import GREETING, MAX_PARTS, Kind, ZmtpSession, encode_message
 
@@ -552,3 +552,14 @@ def test_without_a_descriptor_to_ask_with_nobody_is_seen_to_listen(
     assert listening_process(ipc) == os.getpid()
     request.getfixturevalue("no_descriptors")
     assert listening_process(ipc) is None
+
+
+def test_a_process_that_accepts_nobody_is_seen_to_listen_until_it_is_gone(ipc: str) -> None:
+    assert not is_listened_at(ipc)
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(ipc.removeprefix("ipc://"))
+        stopped.listen(2)
+        for _ in range(5):  # more than there is room for
+            assert is_listened_at(ipc)
+    assert not is_listened_at(ipc)
+    assert not is_listened_at("tcp://127.0.0.1:1")

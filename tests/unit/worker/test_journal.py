@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def test_undecided_frames_come_back_to_the_last_bit_and_damaged_ones_do_not(tmp_
     assert loaded.detector.frames == state.frames
     # of a model with other classes
     assert JournalFile(tmp_path / "journal", "m", 4).load() == {}
+
+
+def test_nobody_but_the_worker_writes_its_journal(tmp_path: Path) -> None:
+    before = os.umask(0o007)  # of the units
+    try:
+        journal(tmp_path / "journal").save({"porch": RECORD})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o640
 
 
 def test_missing_journal_is_a_fresh_start(tmp_path: Path) -> None:

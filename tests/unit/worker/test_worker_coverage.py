@@ -111,7 +111,7 @@ def test_worker_killed_at_any_time_leaves_no_hole_and_no_overlap(tagger: Tagger)
     for span, after in itertools.pairwise(undisturbed):
         # with windows this short none reaches the last samples in front of a gap
         assert span.kind != "degraded" or (span.samples < HOP and after.kind == "gap")
-    for n_kills in (1, 3, 8, 20):
+    for n_kills in (3, 20):
         killed = play(n_kills)
         assert_complete(killed)
         assert without_time(killed) == without_time(undisturbed)

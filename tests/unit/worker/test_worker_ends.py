@@ -10,6 +10,7 @@ import pytest
 from reactive_model import tones_and_noise
 from worker_harness import BLOCK, Site, site
 
+from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import SAMPLE_RATE
@@ -220,6 +221,23 @@ def test_acknowledgements_go_on_after_a_ring_was_silent_and_after_a_kill(
         box.play(pcm[9 * SAMPLE_RATE : 14 * SAMPLE_RATE])
         assert capture.ring.acked > before + 2 * SAMPLE_RATE
         assert capture.server.n_malformed == 0
+
+
+def test_an_end_that_the_ring_did_not_hear_of_is_acknowledged_again(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.play(pcm[: 4 * SAMPLE_RATE])
+        capture = box.capture()
+        capture.status = SourceStatus("ended")
+        for _ in range(2):
+            assert not capture.server.is_done_with
+            box.send_newest("mic", 0)
+            box.tick(40, seconds=0.25)
+            assert capture.server.is_done_with
+            capture.server.is_confirmed = False  # as if the acknowledgement was lost on its way
 
 
 def test_event_of_an_epoch_that_was_not_journalled_yet_goes_on_after_a_kill(

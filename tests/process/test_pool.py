@@ -1,0 +1,117 @@
+"""A pool of real workers, captures, keys and NATS: whoever dies or leaves changes no event."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats_server import needs_nats
+from pool_of_workers import Member, PoolOfWorkers
+
+from ast_stream.feed import FeedMessage, Subscriber
+
+pytestmark = needs_nats
+N_STREAMS = 4
+
+
+@pytest.fixture
+def pool(checkpoint: Path) -> Iterator[PoolOfWorkers]:
+    folder = Path(tempfile.mkdtemp(prefix="pool-", dir="/tmp"))  # ipc paths are short
+    running = PoolOfWorkers(
+        folder,
+        checkpoint,
+        n_streams=N_STREAMS,
+        duration_s=36.0,
+        n_captures=1,
+        hop_s=1.0,
+        has_keys=True,
+        dead_s=3.0,
+    )
+    try:
+        running.nats.start()
+        yield running
+    finally:
+        running.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_workers_that_die_stop_come_back_and_leave_change_no_event(pool: PoolOfWorkers) -> None:
+    killed, stopped, stays = (pool.add(f"worker-{n}") for n in range(3))
+    pool.wait(lambda: all(one.is_ready for one in pool.members.values()), "the workers")
+    pool.start_alerts()
+    firings = Firings(pool)
+    pool.start_captures()
+    pool.wait(lambda: len(pool.placed()) == N_STREAMS, "a worker for each stream")
+    killed.kill()
+    pool.watch(lambda: killed.name not in pool.placed().values())
+    stopped.signal(signal.SIGSTOP)
+    pool.watch(lambda: set(pool.placed().values()) == {stays.name})
+    stopped.signal(signal.SIGCONT)
+    pool.watch(lambda: stopped.name in pool.placed().values())
+    assert alive(stays) == {killed.name: False, stopped.name: True, stays.name: True}
+    found = {} if pool.has_ended else status_of_captures(pool)
+    assert stopped.stop() == 0
+    pool.wait_for_captures()
+    pool.add(killed.name)  # its log may have events that another one has ended
+    pool.wait(lambda: killed.is_ready, "the killed worker")
+    killed.stop()
+    stays.stop()
+    assert pool.overloaded == []  # so few windows are scored on the busiest machine
+    assert "\n".join(pool.compare()[:20]) == ""
+    assert pool.coverage_problems() == []
+    assert pool.figures()["takeovers"] > 0
+    assert {one["worker"] for one in found.values()} <= {stopped.name, stays.name}
+    assert not found or sum(one["takeovers"] for one in found.values()) > 0
+    events = firings.close()
+    assert {stream for stream, _ in events} == set(pool.streams)
+    assert len(set(events)) == len(events)  # none was alerted of twice
+
+
+class Firings:
+    """What the alerts process says on its feed, in a thread."""
+
+    def __init__(self, pool: PoolOfWorkers) -> None:
+        self._found: list[tuple[str, str]] = []
+        self._feed = Subscriber(pool.alerts_feed, topics=["alert/"])
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def close(self) -> list[tuple[str, str]]:
+        """Return stream and first event of each alert that fired."""
+        self._feed.stop()
+        self._thread.join()
+        return self._found
+
+    def _read(self) -> None:
+        for item in self._feed.messages():
+            if isinstance(item, FeedMessage) and item.body["state"] == "firing":
+                self._found.append((item.body["group"]["stream"], item.body["events"][0]))
+        self._feed.close()
+
+
+def status_of_captures(pool: PoolOfWorkers) -> dict[str, Any]:
+    """Return where the streams are, as `status` says on their box; nothing if they are over."""
+    command = [sys.executable, "-m", "ast_stream.cli", "status", "--json", "-c"]
+    config = pool.folder / "capture-0" / "config.yaml"
+    listed = subprocess.run([*command, config], capture_output=True, check=False)
+    body = json.loads(listed.stdout)
+    if pool.has_ended:
+        return {}
+    assert body["healthy"], body["problems"]
+    return {name: one["placement"] for name, one in body["captures"].items()}
+
+
+def alive(member: Member) -> dict[str, bool]:
+    """Return which workers live, as the command says."""
+    command = [sys.executable, "-m", "ast_stream.cli", "fleet", "pool", "--json", "-c"]
+    listed = subprocess.run([*command, member.config], capture_output=True, check=False)
+    return {name: one["alive"] for name, one in json.loads(listed.stdout)["workers"].items()}

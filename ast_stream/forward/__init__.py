@@ -1,0 +1,1 @@
+"""The forwarder process, `ast-stream forward`: durable messages of this box to brokers."""

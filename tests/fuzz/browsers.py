@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from ast_stream.web.event_filter import EventFilter, format_key, parse_key
 from ast_stream.web.now_page import parse_wish
-from ast_stream.web.recent import format_place, parse_place
+from ast_stream.web.recent_messages import format_place, parse_place
 
 
 def decoders(scratch: Path) -> Iterator[Decoder]:

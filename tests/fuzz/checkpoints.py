@@ -6,12 +6,16 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from fuzz.decoder import Broken, Decoder
 from fuzz.mutation import Case
+from safetensors.numpy import save
 from tiny_model import tiny_checkpoint
 
+from ast_stream.detect.verifiers import ClassVerifier, VerifiersDescription, VerifiersFile
 from ast_stream.errors import CheckpointError
 from ast_stream.model.checkpoint import carry_attributions, load_checkpoint, save_checkpoint
 from ast_stream.model.description import LABELS_CSV, describe
@@ -58,6 +62,7 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     seeds = [(pickled.read_bytes(),), (legacy.read_bytes(),)]
     yield Decoder("checkpoint: pickle", seeds, _pickle(folder), 0.05, _PICKLE_TOKENS)
     yield Decoder("state of a training", [(b"x" * 200,)], _training(folder), 0.05, _PICKLE_TOKENS)
+    yield from _verifiers(folder)
     table = b"title,author,licence,source\nDog,Someone,CC0,https://example.org\n"
     yield Decoder("attributions", [(table,)], _attributions(folder), 0.1)
 
@@ -84,6 +89,46 @@ def _file(whole: Path, name: str) -> Callable[[Case], object]:
         return found
 
     return decode
+
+
+def _verifiers(folder: Path) -> Iterator[Decoder]:
+    """Yield decoders of a file of verifiers: as a whole, and of its description alone."""
+    path = folder / "verifiers.safetensors"
+    facts: dict[str, Any] = {
+        "threshold": 0.4,
+        "n_right": 20,
+        "n_wrong": 12,
+        "turned_off": 9,
+        "lost": 1,
+    }
+    description = VerifiersDescription(
+        checkpoint="sha256:00", layer="patches", width=4,
+        classes=[ClassVerifier(label=label, **facts) for label in ("Bark", "Siren")],
+        provenance={"fitted": "2026-11-20T10:00:00Z"},
+    )  # fmt: skip
+    weights = np.arange(8, dtype=np.float32).reshape(2, 4)
+    VerifiersFile(description, weights, np.zeros(2, np.float32)).write(path)
+
+    def decode(case: Case) -> object:
+        path.write_bytes(case[0] if case else b"")
+        file = VerifiersFile.read(path)
+        file.write(path)
+        if VerifiersFile.read(path).digest != file.digest:
+            raise Broken("verifiers do not come back as they were")
+        score = file.score(0, np.ones(file.description.width, np.float32))
+        if not 0 <= score <= 1:
+            raise Broken("a verifier's score is no probability", str(score))
+        return file
+
+    def describe_them(case: Case) -> object:
+        said = case[0].decode(errors="replace") if case else ""
+        tensors = {"weights": weights, "biases": np.zeros(2, np.float32)}
+        return decode((save(tensors, {"ast_stream": said}),))
+
+    header, _ = _split(path.read_bytes())
+    said = json.loads(header)["__metadata__"]["ast_stream"].encode()
+    yield Decoder("verifiers", [(path.read_bytes(),)], decode, 0.1)
+    yield Decoder("verifiers: description", [(said,)], describe_them, 0.1)
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:

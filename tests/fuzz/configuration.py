@@ -19,7 +19,7 @@ from ast_stream.dataset.clips import read_data
 from ast_stream.errors import ConfigError, StartupError
 from ast_stream.settings.load import examine_file, load_file
 from ast_stream.settings.yaml import parse_document
-from ast_stream.transport.allow_list import Client, read_allow_list, write_allow_list
+from ast_stream.transport.allow_list import AllowedClient, read_allow_list, write_allow_list
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import (
     KeyPair,
@@ -89,7 +89,6 @@ _ONTOLOGY = json.dumps(
         {"id": "/m/3", "name": "Bark"},
     ]
 ).encode()
-_MAX_FILE = 1_000_000
 _KEY = make_key()
 
 
@@ -256,8 +255,10 @@ def _z85(case: Case) -> object:
 def _allow_list(folder: Path) -> Case:
     path = folder / "seed.json"
     clients = [
-        Client("porch-box", _KEY.public, ("push:porch", "push:*", "feed"), 1_700_000_000 * 10**9),
-        Client("dashboard", make_key().public, ("feed", "scores", "audio", "admin"), 0),
+        AllowedClient(
+            "porch-box", _KEY.public, ("push:porch", "push:*", "feed"), 1_700_000_000 * 10**9
+        ),
+        AllowedClient("dashboard", make_key().public, ("feed", "scores", "audio", "admin"), 0),
     ]
     write_allow_list(path, clients)
     return (path.read_bytes(),)

@@ -9,6 +9,7 @@ from fuzz import (
     browsers,
     checkpoints,
     configuration,
+    fleets,
     receivers,
     recordings,
     remembered,
@@ -20,6 +21,7 @@ from fuzz.decoder import Decoder
 _PARTS: tuple[Callable[[Path], Iterator[Decoder]], ...] = (
     wire.decoders, configuration.decoders, state.decoders, checkpoints.decoders,
     recordings.decoders, receivers.decoders, remembered.decoders, browsers.decoders,
+    fleets.decoders,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ast_stream.alerts.actions.base import Entities
 from ast_stream.alerts.actions.mqtt import Topics, announced_before, discovery, update_of
 from ast_stream.alerts.actions.webhook import WebhookRunner
 from ast_stream.alerts.notification import Notification
-from ast_stream.capture.sources.network import _Answer, _ask
+from ast_stream.capture.sources.network import _ask, _HttpResponse
 from ast_stream.settings.alerts import WebhookAction
 from ast_stream.urls import check_url
 
@@ -136,11 +136,12 @@ def _playlist(case: Case) -> object:
     except ValueError:
         shown = "http://example.org/list.m3u"
     return [
-        _examined(_Answer(shown, 200, "OK", kind, text[:65_536])) for kind in ("", "audio/mpegurl")
+        _examined(_HttpResponse(shown, 200, "OK", kind, text[:65_536]))
+        for kind in ("", "audio/mpegurl")
     ]
 
 
-def _examined(answer: _Answer) -> object:
+def _examined(answer: _HttpResponse) -> object:
     words = answer.describe()
     if words is not None and not words.isprintable():
         raise Broken("a reason holds control characters", repr(words))

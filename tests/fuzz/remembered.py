@@ -68,7 +68,8 @@ class _Histories:
             history.alerts(AlertQuery())
             list(history.all_clips())
             history.verdicts()
-            history.counts("hour", 0, 2**62)
+            for bounds in (range(0, 2**62, 2**60), [T0_NS, T0_NS + 1]):
+                history.counts(bounds)
             history.names()
             while history.prune(1, 3600):
                 pass

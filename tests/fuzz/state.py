@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sqlite3
@@ -25,6 +26,17 @@ from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.process import resume_engine
 from ast_stream.alerts.store import Store, _state_row, save_progress
+from ast_stream.archive.folders import DiskFolder
+from ast_stream.archive.listing import ShardNumber, list_archive, names_in, shown_name
+from ast_stream.archive.manifest import (
+    MANIFEST,
+    Input,
+    Made,
+    PartFile,
+    Progress,
+    ShardManifest,
+    ShardPart,
+)
 from ast_stream.coverage.ledger import CoverageLedger, read_spans
 from ast_stream.coverage.spans import Kind, Span
 from ast_stream.detect.state import ClassState, DetectorState
@@ -33,7 +45,7 @@ from ast_stream.messages.event import FeedMessage, Stamp
 from ast_stream.messages.query import TooOld
 from ast_stream.recorder.clip import Clip, Sheet
 from ast_stream.recorder.held_audio import CutAudio, Hole
-from ast_stream.recorder.plan import Part, TrackedEvent
+from ast_stream.recorder.plan import ClipPart, TrackedEvent
 from ast_stream.runtime.database import SIDE_FILES
 from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.training.state import METRICS_FILE, read_metrics
@@ -60,6 +72,8 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     yield Decoder("journal", [_journal(folder)], _Journals(folder).decode, 0.15, repair=_repair)
     yield Decoder("metrics of a training", [_metrics()], _Metrics(folder).decode, 0.15)
     yield Decoder("sheet of a clip", [_sheet()], _decode_sheet, 0.2)
+    yield Decoder("manifest of a shard", [_manifest(folder)], _Manifests(folder).decode, 0.2)
+    yield Decoder("list of an archive", [(b"a/1.wav\nb 2.flac\r\n", b"1/8")], _decode_list, 0.2)
     stores = _Stores(folder)
     yield Decoder("alert database", [stores.seed], stores.decode, 0.015)
     yield Decoder("rule state in the database", [_engine_state()], stores.decode_state, 0.015)
@@ -214,7 +228,7 @@ class _Metrics:
 
 def _sheet() -> Case:
     message = samples.event_message("e1", "end", offset_sample=16_000)
-    part = Part(TrackedEvent(message), 0, 0, 16_000, True)
+    part = ClipPart(TrackedEvent(message), 0, 0, 16_000, True)
     audio = CutAudio(0, np.zeros(16_000, np.int16), [Hole(0, 10, "overflow")], [(20, 30)])
     clip = Clip.of(part, audio, "flac", "", is_without_speech=True)
     return (clip.sheet.encode(),)
@@ -223,6 +237,44 @@ def _sheet() -> Case:
 def _decode_sheet(case: Case) -> object:
     sheet = Sheet.decode(case[0] if case else b"")
     return sheet.message, sheet.encode()
+
+
+def _manifest(folder: Path) -> Case:
+    files = {
+        table: PartFile(file=f"{table}-00000000.parquet", rows=2, bytes=9, sha256="00" * 32)
+        for table in ("events", "coverage")
+    }
+    made = Made(model="m", settings="s", settings_are={"hop_s": 0.5}, version="1", channel="mix")
+    ShardManifest(
+        shard=1,
+        of=8,
+        state="unfinished",
+        made=made,
+        input=Input(digest="d", recordings=9, of_shard=3),
+        root="s3://bucket/archive",
+        computed_on={"device": "cpu"},
+        parts=(ShardPart(number=0, recordings=2, hours=0.5, files=files),),
+        progress=Progress(recordings=2, hours=0.5),
+    ).write(DiskFolder(folder))
+    return ((folder / MANIFEST).read_bytes(),)
+
+
+class _Manifests:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def decode(self, case: Case) -> object:
+        (self._folder / MANIFEST).write_bytes(case[0] if case else b"")
+        manifest = ShardManifest.read(DiskFolder(self._folder))
+        assert manifest is not None
+        return manifest, list(manifest.missing_files(DiskFolder(self._folder)))
+
+
+def _decode_list(case: Case) -> object:
+    lines, shard = (*case, b"", b"")[:2]
+    number = ShardNumber.parse(shard.decode("utf-8", "replace"))
+    listing = list_archive(number, names=names_in(io.BytesIO(lines)))
+    return [(shown_name(one.name), one.place) for one in listing.recordings()]
 
 
 def _engine() -> Engine:

@@ -15,10 +15,12 @@ import sample_messages as samples
 from fuzz.decoder import Broken, Decoder
 from fuzz.mutation import Case
 from nacl import bindings
+from opus_blocks import blocks_of, coded_samples, noisy_tones
 from rule_bodies import rules_from
 
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.notification import Notification
+from ast_stream.audio.opus import DifferentSamplesError, OpusReader
 from ast_stream.coverage.spans import Span
 from ast_stream.errors import WireError
 from ast_stream.machine_clock import Moment
@@ -71,6 +73,7 @@ _ZMTP_BYTES = 4_096  # of a message, in these sessions
 def decoders(scratch: Path) -> Iterator[Decoder]:
     """Yield the decoders; `scratch` is a folder that they may use."""
     yield Decoder("audio block", _blocks(), _audio_block)
+    yield Decoder("blocks of Opus", [_opus_blocks()], _decode_opus)
     yield Decoder("ring request", _ring_requests(), _ring_request)
     yield Decoder("ring reply", _ring_replies(), _ring_reply)
     yield Decoder("query", _queries(), _query)
@@ -115,6 +118,28 @@ def _audio_block(case: Case) -> AudioBlock:
         raise Broken("a block does not come back as it was")
     block.by_clock_of(Moment(T0_NS, 1))
     return block
+
+
+def _opus_blocks() -> Case:
+    """Return two blocks in a row: one that begins a run, and what follows it."""
+    first, second, *_ = blocks_of(coded_samples(noisy_tones(0.2)))
+    return (*first.encode(), *second.encode())
+
+
+def _decode_opus(case: Case) -> object:
+    reader = OpusReader()
+    found = None
+    for at in range(0, len(case), 3):
+        block = AudioBlock.decode(list(case[at : at + 3]))
+        if AudioBlock.decode(block.encode()).encode() != block.encode():
+            raise Broken("a block does not come back as it was")
+        if block.opus is None:
+            continue
+        with suppress(DifferentSamplesError):
+            found = reader.read(block)
+            if found is not None and found.shape != (len(block.pcm),):
+                raise Broken("a block decodes to another number of samples")
+    return found
 
 
 def _ring_requests() -> list[Case]:

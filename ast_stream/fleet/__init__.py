@@ -1,0 +1,1 @@
+"""Operating a fleet: reports of boxes, their clocks, and roll-outs of models."""

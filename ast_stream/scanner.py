@@ -12,7 +12,7 @@ from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector, hops_of_recording
-from ast_stream.detect.opinion import SecondOpinion
+from ast_stream.detect.second_opinion import SecondOpinion
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.runners import PrecisionSetting
@@ -139,7 +139,7 @@ class Scanner:
                 began[event.id] = event
             elif event.type == "end":
                 begin = began.pop(event.id)
-                yield _scanned(os.fspath(path) if name is None else name, begin, event)
+                yield scanned_event(os.fspath(path) if name is None else name, begin, event)
 
     def messages(
         self, path: str | os.PathLike[str], on_read: OnRead | None = None
@@ -201,7 +201,8 @@ def scan_file(
     return list(Scanner(tagger, detection, hop_s=hop_s, channel=channel).scan(path))
 
 
-def _scanned(file: str, begin: Event, end: Event) -> ScannedEvent:
+def scanned_event(file: str, begin: Event, end: Event) -> ScannedEvent:
+    """Return an event of a recording from the messages of its begin and end."""
     assert end.offset_sample is not None
     small, verified = begin.watcher_score, begin.verifier_score
     return ScannedEvent(

@@ -1,1 +1,1 @@
-"""Alert rules as code: from events and health to alerts; pure, without clock, sockets or files."""
+"""The alerts process: rules over the feed, and alerts delivered through a durable outbox."""

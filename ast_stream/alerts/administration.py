@@ -1,4 +1,4 @@
-"""Requests to administrate, over a socket of the alerts process: who may, and what they change."""
+"""Requests of operators at the socket of the alerts process: who may send them, and which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rules make of the past: backtests, and recordings of the past as rule tests.
+"""Backtests of rules on recorded events, and recordings of the past as rule tests.
 
 In a recorded test, streams get other names, unless a rule asks for them by name; their labels are
 kept, because rules match on them. It expects what the rules make of it today, so that it passes
@@ -100,7 +100,9 @@ def backtest(
         report.last_ns = engine.now_ns
     if engine is not None:
         settled = engine.advance(engine.now_ns + _SETTLE_NS)
-        yield from _counted([one for one in settled if one.alert.rule not in by_health], report)
+        yield from _counted(
+            [transition for transition in settled if transition.alert.rule not in by_health], report
+        )
         report.events = engine.counters.events
         report.suppressed = engine.counters.suppressed_by_rule
     not_judged = set() if has_health else by_health - by_levels
@@ -143,7 +145,9 @@ class RecordedTest:
             if isinstance(event, EventMessage) and from_ns <= event.onset_ns < to_ns:
                 known = self.sounds.get(event.id, event)
                 of_watcher = [
-                    one.watcher_score for one in (known, event) if one.watcher_score is not None
+                    version.watcher_score
+                    for version in (known, event)
+                    if version.watcher_score is not None
                 ]
                 so_far = {
                     "peak": max(known.peak, event.peak),
@@ -177,12 +181,14 @@ class RecordedTest:
             dur = ""
             if sound.offset_ns is not None:
                 dur = f"dur: {duration_text(max(0, sound.offset_ns - sound.onset_ns))}, "
-            watcher = ""
+            others = ""
             if sound.watcher_score is not None:
-                watcher = f"watcher_score: {sound.watcher_score:g}, "
+                others += f"watcher_score: {sound.watcher_score:g}, "
+            if sound.verifier_score is not None:
+                others += f"verifier_score: {sound.verifier_score:g}, "
             yield (
                 f"      - {{at: {duration_text(sound.onset_ns - self.start_ns)}, "
-                f"class: {json.dumps(sound.label, ensure_ascii=False)}, {dur}{watcher}"
+                f"class: {json.dumps(sound.label, ensure_ascii=False)}, {dur}{others}"
                 f"score: {sound.peak:g}, stream: {self._name(sound.stream)}}}"
             )
 

@@ -1,4 +1,4 @@
-"""Delivery threads: a few for each action, so that a slow receiver delays nobody else.
+"""Delivery threads: a few for each action, so that a slow receiver delays only itself.
 
 Nor does one message that hangs delay the others of its action, and one thread is reserved for
 urgent ones. The feed has one thread: programs get alerts in the order of their transitions.
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Undeliverable
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.outbox import Delivery, Outbox
 from ast_stream.alerts.store import StoreError
@@ -127,7 +127,7 @@ class DeliveryThread(threading.Thread):
                 logger.debug("%s delivered by %s", *words)
             case Failed(reason=reason):
                 logger.warning("%s not delivered by %s, to be tried again: %s", *words, reason)
-            case Refused(reason=reason):
+            case Undeliverable(reason=reason):
                 logger.error("%s cannot be delivered by %s: %s", *words, reason)
         return outcome
 

@@ -22,14 +22,14 @@ from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.stream_health import StreamHealth
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
-from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
 from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import STREAM_REMOVED, Health
-from ast_stream.units import NS_PER_SECOND, format_time, seconds_to_ns
+from ast_stream.units import MAX_TIME_NS, NS_PER_SECOND, format_time, seconds_to_ns
 
 STATE_VERSION = 3
 _MAX_STORED_NS = 8 * MAX_TIME_NS  # of times that come of those in messages; still a date
+SILENT_S = 5.0  # of a stream that is missing: then its open events are not known to last
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
 
 
@@ -143,7 +143,10 @@ class Engine:
         if health.detail == STREAM_REMOVED:
             return self._streams.forget(health.stream, health.labels, at_ns)
         transitions = self._streams.see(health.stream, health.labels, self._now)
-        return transitions + self._streams.on_health(health, at_ns)
+        transitions += self._streams.on_health(health, at_ns)
+        if health.state == "missing" and health.silence_s > SILENT_S:
+            transitions += self._open_events.lose(at_ns, health.stream)
+        return transitions
 
     def _process_levels(self, levels: LevelsMessage) -> list[Transition]:
         """Process the sound levels of a second."""
@@ -176,7 +179,7 @@ class Engine:
 
     def lose_feed(self) -> list[Transition]:
         """Process that the publisher is silent: no sound is known to last, or to be absent."""
-        return self._open_events.lose_feed(self._now) + self._streams.lose_feed(self._now)
+        return self._open_events.lose(self._now) + self._streams.lose_feed(self._now)
 
     def replace_rules(
         self, rules: RuleSet, timing: DetectionTiming | None = None

@@ -22,12 +22,12 @@ from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
 from ast_stream.alerts.steady_time import SteadyTime
-from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.alerts.triggers.base import MAX_CAUSES, Trigger
 from ast_stream.labels import stable_id
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, AlertState
 from ast_stream.units import NS_PER_SECOND, format_time
 
-MAX_INSTANCES = 1000  # of one rule
+MAX_INSTANCES = 10_000  # of one rule: more than streams of a box, as many as may fire at a time
 _TIMER_SLACK = 64  # outdated timers that are no reason yet to clean up
 
 _NOT_STORED = ("trigger", "time")
@@ -173,6 +173,8 @@ class Instance:
                 self._become_inactive()
         if self.state == "inactive":
             self.trigger.prune(now)
+        elif self.is_active and self.trigger.merges_streams:
+            self.events = tuple(dict.fromkeys((*self.events, *self.trigger.cause_ids)))[:MAX_CAUSES]
         return transitions
 
     def end(self, now: int, reason: str) -> list[Transition]:
@@ -197,6 +199,7 @@ class Instance:
         rule = self.rule
         values = self._values(state, now) if rule.annotations else {}
         annotations = {name: template.render(values) for name, template in rule.annotations.items()}
+        merged = self.trigger.merged
         return Alert(
             id=self.alert_id,
             fingerprint=stable_id(rule.name, *_flat(self.group)),
@@ -212,6 +215,8 @@ class Instance:
             events=self.events,
             suppressed=self.suppressed,
             reason=reason,
+            best=None if merged is None else merged.best,
+            streams=() if merged is None else merged.streams,
         )
 
     def export(self, now: int) -> dict[str, Any]:
@@ -301,8 +306,10 @@ class Instance:
             "count": len(self.events),
             "suppressed": self.suppressed,
         }
-        stream_labels = self.facts.get("labels", {})
-        values |= {name: value for name, value in self.facts.items() if name != "labels"}
+        merged = self.trigger.merged
+        facts = self.facts if merged is None else merged.facts
+        stream_labels = facts.get("labels", {})
+        values |= {name: value for name, value in facts.items() if name != "labels"}
         values |= {f"stream.labels.{name}": value for name, value in stream_labels.items()}
         return values | {f"labels.{name}": value for name, value in self.labels.items()}
 
@@ -320,6 +327,10 @@ class Timers:
         while self._heap and not self._is_current(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    def __contains__(self, key: object) -> bool:
+        """Whether `key` has a deadline."""
+        return key in self._by_key
 
     def pop(self) -> Key:
         """Remove the earliest deadline, which must exist, and return its key."""
@@ -391,7 +402,8 @@ class InstanceTable:
         """Return the rule's instance for a group, a new one if need be; None: it has too many."""
         instance = self._instances.get(_key(rule.name, group))
         if instance is None:
-            if self._n_instances.get(rule.name, 0) >= MAX_INSTANCES:
+            is_full = self._n_instances.get(rule.name, 0) >= MAX_INSTANCES
+            if is_full and not self._make_room(rule.name):
                 self._count_suppressed(rule.name, "instances")
                 return None
             instance = Instance.new(rule, self._trigger_of(rule), self._time, group)
@@ -401,7 +413,7 @@ class InstanceTable:
     def settle(
         self, instance: Instance, fires: bool, now: int, event_id: str | None = None
     ) -> list[Transition]:
-        """Bring an instance to the state that fits, and set its timer.
+        """Move an instance to the state that follows, and set its timer.
 
         Args:
             fires: whether its trigger fires now.
@@ -504,6 +516,18 @@ class InstanceTable:
         name = instance.rule.name
         self._instances[instance.key] = instance
         self._n_instances[name] = self._n_instances.get(name, 0) + 1
+
+    def _make_room(self, name: str) -> bool:
+        """Forget the oldest instance of a rule that is kept for its suppressed firings alone.
+
+        These are never idle: without this a rule would be deaf for new groups in the end.
+        """
+        for key, instance in self._instances.items():
+            is_over = instance.state == "inactive" and instance.trigger.is_empty
+            if key[0] == name and is_over and key not in self._timers:
+                self._forget(key)
+                return True
+        return False
 
     def _forget(self, key: Key) -> None:
         if self._instances.pop(key, None) is not None:

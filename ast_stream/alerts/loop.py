@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ast_stream.alerts.actions.base import LiveSensors
@@ -20,41 +20,35 @@ from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.store import Positions, Store, StoreError, save_progress
+from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import WireError
-from ast_stream.feed import FeedMessage, Missed
+from ast_stream.feed import FeedMessage, MessageReader, Missed
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import STREAM_REMOVED, Health
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.units import NS_PER_SECOND, seconds_to_ns
+from ast_stream.units import NS_PER_SECOND, counted, seconds_to_ns
 
 TOPICS = ("event/", "gap/", "health/")
+LEVELS = "levels/"
 SILENT_S = 10.0  # after this long without the worker, time passes all the same
 MAX_BATCH = 512
 WAIT_S = 1.0  # how late a stop or a changed rule file is noticed
 SAVE_EVERY_S = 1.0  # progress without an alert: what is not saved is evaluated again
 RETRY_S = 1.0
+CROWDED = ("limit", "instances")  # why an alert did not fire for want of room
 DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # on a busy box a worker's last messages arrive late
 
 logger = logging.getLogger(__name__)
 
 
-class Feed(Protocol):
-    """What the loop needs of a Subscriber."""
-
-    @property
-    def position(self) -> Positions | None:
-        """Where the messages given out end."""
-
-    @property
-    def is_publisher_there(self) -> bool:
-        """Whether the worker has published something lately."""
-
-    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
-        """Return the next message, or None."""
+class TopicReader(MessageReader, Protocol):
+    """A reader whose topics can be changed."""
 
     def add_topic(self, topic: str) -> None:
-        """Receive messages of one more topic from now on."""
+        """Also receive messages of this topic from now on."""
+
+    def remove_topic(self, topic: str) -> None:
+        """Stop receiving messages of a topic that was added."""
 
 
 class AlertLoop:
@@ -70,7 +64,7 @@ class AlertLoop:
 
     def __init__(
         self,
-        feed: Feed,
+        feed: TopicReader,
         engine: Engine,
         store: Store,
         outbox: Outbox,
@@ -98,6 +92,8 @@ class AlertLoop:
         self._time = engine.time
         self._set_by_ns = engine.time.set_by_ns  # as last logged
         self._limited_log = LimitedLog(logger)
+        self._crowd_log = LimitedLog(logger)
+        self._n_crowded_out = 0  # as last logged
         self._on_blocked = on_blocked
         self._reads_levels = False
         self._read_levels_for(engine.rules)
@@ -131,6 +127,7 @@ class AlertLoop:
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
             self._add(self._engine.advance(horizon_ns))
         self._known_ns = horizon_ns or 0
+        self._tell_crowded_out()
 
     def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
         """Continue with other rules or another timing; unchanged rules are not affected."""
@@ -138,10 +135,13 @@ class AlertLoop:
         self._add(self._engine.replace_rules(rules, timing))
 
     def _read_levels_for(self, rules: RuleSet) -> None:
-        """Subscribe to sound levels, which are made for readers alone, if a rule wants them."""
-        if rules.by_levels and not self._reads_levels:
-            self._reads_levels = True
-            self._feed.add_topic("levels/")
+        """Subscribe to sound levels, which are made for readers alone, while a rule wants them."""
+        wants_levels = bool(rules.by_levels)
+        if wants_levels and not self._reads_levels:
+            self._feed.add_topic(LEVELS)
+        elif self._reads_levels and not wants_levels:
+            self._feed.remove_topic(LEVELS)
+        self._reads_levels = wants_levels
 
     def save_until_done(self, stop: threading.Event) -> None:
         """Save what is due; while that fails (a full disk), nothing else is read from the feed."""
@@ -178,6 +178,15 @@ class AlertLoop:
         self._saved_s = self._now_s()
         self._outbox.evaluated_ns = self._known_ns
         self._deliveries.wake()
+
+    @property
+    def suppressed(self) -> Mapping[str, Mapping[str, int]]:
+        """How many alerts did not fire since the start, by rule and reason."""
+        counted_so_far = self._engine.counters.suppressed_by_rule
+        return {
+            rule.name: {"limit": 0} | counted_so_far.get(rule.name, {})
+            for rule in self._engine.rules.rules
+        }
 
     @property
     def hears_worker(self) -> bool:
@@ -219,6 +228,21 @@ class AlertLoop:
         elif isinstance(content, Health):
             scored_ns = published_ns - seconds_to_ns(content.lag_s or 0.0)
             self._scored_ns[content.stream] = (self._now_s(), scored_ns)
+
+    def _tell_crowded_out(self) -> None:
+        """Log what did not fire for want of room: nobody has chosen that, unlike a cooldown."""
+        numbers = {
+            rule: sum(by_reason.get(reason, 0) for reason in CROWDED)
+            for rule, by_reason in self.suppressed.items()
+        }
+        n_now = sum(numbers.values())
+        if n_now > self._n_crowded_out:
+            self._crowd_log.warning(
+                "%s did not fire since the start: as many alerts at a time as 'limit' allows (%s)",
+                counted(n_now, "alert"),
+                ", ".join(f"{rule}: {number}" for rule, number in numbers.items() if number),
+            )
+            self._n_crowded_out = n_now
 
     def _follow_clocks(self) -> None:
         """Follow the clocks of this machine, for wall times that people read, and calendars."""

@@ -1,4 +1,4 @@
-"""What rules need to know of the detector: its classes, thresholds and delays; no torch."""
+"""Facts about the detector that rules need: its classes, thresholds and delays; no torch."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class DetectorFacts:
         return round(max(0.0, self.apart_s[name] - self.shortest_s[name]), 2)
 
     def known(self, slugs: Collection[str] | None) -> list[str]:
-        """Return those of some classes that the detector has; None: none is named."""
+        """Return those of some classes that the detector has; None if no class is named."""
         return sorted(name for name in slugs or () if name in self.apart_s)
 
 
@@ -208,9 +208,9 @@ def detector_facts(
     apart = p.geometry.window - p.rise_off + p.hold + p.refractory
     return DetectorFacts(
         thresholds={
-            one: round(float(p.onset_threshold[index]), 4) for index, one in enumerate(slugs)
+            name: round(float(p.onset_threshold[index]), 4) for index, name in enumerate(slugs)
         },
-        without_events=[one for index, one in enumerate(slugs) if not p.is_enabled[index]],
+        without_events=[name for index, name in enumerate(slugs) if not p.is_enabled[index]],
         window_s=samples_to_seconds(p.geometry.window),
         hop_s=samples_to_seconds(p.geometry.hop),
         apart_s=_by_class(slugs, apart),

@@ -1,4 +1,4 @@
-"""One message about one alert, as every action delivers it and as the outbox stores it."""
+"""A notification: one message about one alert, as actions deliver it and the outbox stores it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Literal, Self
 
 from ast_stream.alerts.instances import Transition
-from ast_stream.labels import stable_id
+from ast_stream.labels import one_line, stable_id
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, Severity
 from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
 from ast_stream.units import format_time
 
 Kind = Literal["firing", "resolved", "heartbeat"]
-
-MAX_TEXT_CHARACTERS = 1000
 
 
 class Notification(Body):
@@ -107,9 +105,3 @@ def title_of(severity: str, rule: str, kind: str) -> str:
     """Return the line that names a notification."""
     ending = " is over" if kind == "resolved" else ""
     return one_line(f"[{severity}] {rule}{ending}")
-
-
-def one_line(text: str) -> str:
-    """Return `text` on one line, without control and format characters, shortened."""
-    kept = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(kept.split())[:MAX_TEXT_CHARACTERS]

@@ -12,7 +12,7 @@ from ast_stream.alerts.instances import Instance, InstanceTable, Transition
 from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.stream_health import StreamHealth
-from ast_stream.alerts.triggers.base import MatchedEvent
+from ast_stream.alerts.triggers.base import Facts, MatchedEvent
 from ast_stream.messages.event import EventMessage
 from ast_stream.units import NS_PER_SECOND
 
@@ -30,6 +30,7 @@ class _OpenEvent:
     Attributes:
         entered: the steps it fits of each rule that matched it, by the rule's name and the group.
         watcher_peak: highest score so far of the small model of a cascade; None: it gave none.
+        verifier_score: of the verifier of its class, given when it began; None: it has none.
     """
 
     onset_ns: int
@@ -37,6 +38,7 @@ class _OpenEvent:
     heard_ns: int
     entered: dict[tuple[str, Labels], int] = field(default_factory=dict)
     watcher_peak: float | None = None
+    verifier_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,14 @@ class OpenEvents:
         known.heard_ns = max(known.heard_ns, event.captured_ns)
         if event.watcher_score is not None:
             known.watcher_peak = max(known.watcher_peak or 0.0, event.watcher_score)
+        if event.verifier_score is not None:
+            known.verifier_score = event.verifier_score
         self._events.move_to_end(event.id)
         transitions = self._enter(event, known, onset, now)
+        for entry in known.entered if event.type != "begin" else ():
+            instance = self._find(*entry)
+            if instance is not None and instance.trigger.reads_facts:
+                instance.trigger.on_facts(event.id, _facts(event, onset))
         if event.type == "end":
             offset_ns = event.captured_ns if event.offset_ns is None else event.offset_ns
             transitions += self._leave(event.id, known, offset_ns, now)
@@ -88,10 +96,16 @@ class OpenEvents:
         event_id, event = next(iter(self._events.items()))
         return self._leave(event_id, event, event.heard_ns, now)
 
-    def lose_feed(self, now: int) -> list[Transition]:
-        """Count the duration of open events only up to their last message, until the next one."""
+    def lose(self, now: int, stream: str | None = None) -> list[Transition]:
+        """Count the duration of open events only up to their last message, until the next one.
+
+        Args:
+            stream: whose events; None: of all streams.
+        """
         transitions: list[Transition] = []
         for event_id, event in self._events.items():
+            if stream not in (None, event.stream):
+                continue
             for entry in list(event.entered):
                 instance = self._find(*entry)
                 if instance is None or not instance.trigger.counts_open_time:
@@ -133,6 +147,11 @@ class OpenEvents:
                 for event_id, event in self._events.items()
                 if event.watcher_peak is not None
             },
+            "verifier_scores": {
+                event_id: event.verifier_score
+                for event_id, event in self._events.items()
+                if event.verifier_score is not None
+            },
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -141,7 +160,9 @@ class OpenEvents:
         for event_id, (onset_ns, stream, heard_ns, entries) in state["open"].items():
             entered = {(rule, _flat(group)): steps for rule, steps, group in entries}
             peak = state.get("watcher_peaks", {}).get(event_id)
-            self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered, peak)
+            verified = state.get("verifier_scores", {}).get(event_id)
+            event = _OpenEvent(onset_ns, stream, heard_ns, entered, peak, verified)
+            self._events[event_id] = event
 
     def _enter(
         self, event: EventMessage, known: _OpenEvent, onset: str, now: int
@@ -149,11 +170,11 @@ class OpenEvents:
         """Give the event to the rules that match it and do not have it yet."""
         transitions: list[Transition] = []
         labels = tuple(sorted(event.labels.items()))
-        for candidate in self._candidates(event.class_, event.stream, labels):
+        for candidate in self._candidates(event.class_, event.label, event.stream, labels):
             steps = sum(
                 1 << bit
                 for bit, matcher in candidate.steps
-                if matcher.is_reached_by(event.peak, known.watcher_peak)
+                if matcher.is_reached_by(event.peak, known.watcher_peak, known.verifier_score)
             )
             rule, group = candidate.rule, candidate.group
             place = (rule.name, _flat(group))
@@ -170,16 +191,8 @@ class OpenEvents:
     def _begin(
         self, instance: Instance, event: EventMessage, steps: int, onset: str, now: int
     ) -> list[Transition]:
-        instance.facts = {
-            "stream.name": event.stream,
-            "labels": event.labels,
-            "class": event.class_,
-            "label": event.label,
-            "score": round(event.score, 4),
-            "peak": round(event.peak, 4),
-            "watcher_score": _rounded(event.watcher_score),
-            "onset": onset,
-        }
+        instance.facts = _facts(event, onset)
+        instance.trigger.on_facts(event.id, instance.facts)
         matched = MatchedEvent(event.onset_ns, event.id, event.stream, event.class_, steps)
         fires = instance.trigger.on_begin(matched, now)
         return self._instances.settle(instance, fires, now, event.id)
@@ -207,7 +220,7 @@ class OpenEvents:
         return None if rule is None else self._instances.find(rule, dict(group))
 
     def _find_candidates(
-        self, class_slug: str, stream: str, labels: Labels
+        self, class_slug: str, label: str, stream: str, labels: Labels
     ) -> tuple[_Candidate, ...]:
         found = []
         for rule in self._instances.rules.rules:
@@ -217,7 +230,7 @@ class OpenEvents:
                 if rule.trigger.takes_events and matcher.covers(class_slug, stream, dict(labels))
             )
             if steps:
-                group = rule.group_of(stream, class_slug, dict(labels))
+                group = rule.group_of(stream, dict(labels), class_slug, label)
                 found.append(_Candidate(rule, steps, group))
         return tuple(found)
 
@@ -225,6 +238,20 @@ class OpenEvents:
         self._ended[event_id] = None
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
+
+
+def _facts(event: EventMessage, onset: str) -> Facts:
+    return {
+        "stream.name": event.stream,
+        "labels": event.labels,
+        "class": event.class_,
+        "label": event.label,
+        "score": round(event.score, 4),
+        "peak": round(event.peak, 4),
+        "watcher_score": _rounded(event.watcher_score),
+        "verifier_score": _rounded(event.verifier_score),
+        "onset": onset,
+    }
 
 
 def _rounded(score: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The outbox: what is to be delivered, by which action, how often it was tried, and its outcome.
+"""The outbox: which notification goes out by which action, its attempts and its outcome.
 
 Rows are written in the transaction of the engine state that caused them, and leave `pending` only
 when the receiver has the message or its end is decided: delivery is at least once, and the id of a
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Undeliverable
 from ast_stream.alerts.delivery_schedule import FEED, Receivers, backoff_s, expiry_ns
 from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.notification import (
@@ -254,7 +254,7 @@ class Outbox:
                     self._retry_unreachable(db, action)
                 case Failed():
                     self._postpone(db, delivery, outcome)
-                case Refused():
+                case Undeliverable():
                     self._end(db, delivery.seq, "dead", outcome.reason)
                     if outcome.is_closed:
                         self._close(db, action, outcome.reason)
@@ -443,7 +443,7 @@ class Outbox:
     def _is_awaited(
         self, db: sqlite3.Connection, alert_id: str, action: str, snoozed_ns: int
     ) -> bool:
-        """Return whether the receiver of an action knows of an alert and waits for its end.
+        """Return whether the receiver of an action has an alert's beginning and expects its end.
 
         Args:
             snoozed_ns: when the rule was snoozed.

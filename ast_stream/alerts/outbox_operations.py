@@ -1,4 +1,4 @@
-"""What operators do with the outbox while the process runs: list, retry, drop, ack, snooze.
+"""Operations on the outbox while the process runs: list, retry, drop, acknowledge, snooze.
 
 Everything here raises `StoreError` if the database cannot be read or written.
 """
@@ -71,7 +71,7 @@ def rows(
 
 
 def retry(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = None) -> int:
-    """Retry deliveries that were given up; their time to expire begins anew.
+    """Retry deliveries that were given up; their expiry starts again.
 
     Args:
         seqs: which ones; empty: all that were given up, of `action` if that is named.
@@ -105,7 +105,7 @@ def drop(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = No
 
 
 def acknowledge(store: Store, alert_id: str, now_ns: int, by: str) -> int:
-    """Mark an alert as acknowledged: what is still to be sent of its firing is dropped.
+    """Mark an alert as acknowledged, and drop deliveries of its firing that are pending.
 
     Args:
         alert_id: the id, or a beginning of it that only one alert has.

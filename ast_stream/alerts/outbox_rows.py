@@ -1,4 +1,4 @@
-"""Rows of the outbox: which are due, how they come to their end, and when they are deleted.
+"""Rows of the outbox: which are due, how they end, and when they are deleted.
 
 Each function works inside a transaction, or a reading, of the caller.
 """
@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from ast_stream.alerts.delivery_schedule import FEED
-from ast_stream.alerts.notification import one_line
+from ast_stream.labels import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.settings.alerts import RateLimit

@@ -28,7 +28,7 @@ from ast_stream.alerts.administration import Administration
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.loop import TOPICS, AlertLoop, Feed
+from ast_stream.alerts.loop import TOPICS, AlertLoop, TopicReader
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
@@ -45,6 +45,7 @@ from ast_stream.alerts.store import Store
 from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, Scores16
 from ast_stream.messages.spectrogram import Spectrogram8
+from ast_stream.pool.feed import pool_feed, pool_workers
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.database import set_aside_unless_file
 from ast_stream.runtime.files import lock_file
@@ -71,6 +72,7 @@ from ast_stream.transport.keys import client_keys
 from ast_stream.transport.listener import Listener
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
+from ast_stream.units import counted
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
 REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
@@ -151,7 +153,13 @@ def run_alerts(
             runners,
             feed_runner.published,
             lambda: (len(in_force), loop.hears_worker),
+            lambda: loop.suppressed,
         )
+
+        def watch() -> None:
+            store.expect_in_place()
+            reporter.tick()
+
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
             resume_engine(store, rules, timing, time),
@@ -161,7 +169,7 @@ def run_alerts(
             sensors=sensors,
             since_ns=store.since_ns(time.now_ns()),
             fault=fault,
-            on_blocked=reporter.tick,
+            on_blocked=watch,
         )
         in_force = RulesInForce(settings, files, rules, timing, loop, sensors)
         administration = Administration(
@@ -169,9 +177,10 @@ def run_alerts(
         )
         deliveries.start()
         _start_heartbeat(settings, loop, cleanup)
-        logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
+        n_rules, actions = counted(len(in_force), "rule"), ", ".join(runners) or "none"
+        logger.info("ready: %s, actions: %s", n_rules, actions)
         reload = reload or threading.Event()
-        loop.run(stop, _between_turns(loaded, reload, reporter, in_force, administration))
+        loop.run(stop, _between_turns(loaded, reload, watch, reporter, in_force, administration))
         reporter.notifier.stopping("delivering what is under way")
 
 
@@ -196,7 +205,7 @@ def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
 def resume_engine(
     store: Store, rules: RuleSet, timing: DetectionTiming, time: SteadyTime
 ) -> Engine:
-    """Return an engine that continues where the last one stopped, or begins anew if it cannot."""
+    """Return an engine that continues where the last one stopped, or a new one if it cannot."""
     state = store.engine_state()
     if state is not None:
         try:
@@ -210,9 +219,17 @@ def resume_engine(
     return Engine(rules, now_ns=time.now_ns(), timing=timing, time=time)
 
 
-def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Feed:
+def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> TopicReader:
     """Return the feed of the worker, or of several as one, from where this process stopped."""
     stored = store.position()
+    if settings.pool is not None:
+        known = stored if isinstance(stored, Mapping) else {}
+        workers = pool_workers(settings, "alerts")
+        workers.start()
+        cleanup.callback(workers.close)
+        pooled = pool_feed(settings, workers, TOPICS, known, replay_patience_s=REPLAY_PATIENCE_S)
+        cleanup.callback(pooled.close)
+        return pooled
 
     def feed_of(worker: str | None) -> Subscriber:
         own = of_worker(settings, worker)
@@ -245,11 +262,12 @@ def _start_heartbeat(settings: Settings, loop: AlertLoop, cleanup: ExitStack) ->
 def _between_turns(
     loaded: LoadedSettings,
     reload: threading.Event,
+    watch: Callable[[], None],
     reporter: StatusReporter,
     in_force: RulesInForce,
     administration: Administration,
 ) -> Callable[[], None]:
-    """Return what is done after each turn: report, and look for new settings and rules."""
+    """Return what is done after each turn: `watch`, and look for new settings and rules."""
     reloader = Reloader(
         reload,
         Path(loaded.file),
@@ -266,7 +284,7 @@ def _between_turns(
     )
 
     def between() -> None:
-        reporter.tick()
+        watch()
         reloader.poll(reporter.notifier)
         in_force.poll()
         administration.serve()

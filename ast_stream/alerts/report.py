@@ -1,4 +1,4 @@
-"""What the alerts process says about itself: status, metrics, readiness and heartbeat."""
+"""Status, metrics, readiness and heartbeat of the alerts process."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class StatusReporter:
         runners: of all actions; those that cannot be used yet are failing, too.
         published: alerts published, by rule and severity.
         rules_and_worker: returns the number of rules, and whether the worker is heard.
+        suppressed: returns how many alerts did not fire, by rule and reason.
         restart_needed: keys of the configuration that have changed and are not in use.
     """
 
@@ -51,6 +52,7 @@ class StatusReporter:
     runners: Mapping[str, ActionRunner]
     published: Counter[tuple[str, str]]
     rules_and_worker: Callable[[], tuple[int, bool]]
+    suppressed: Callable[[], Mapping[str, Mapping[str, int]]] = dict
     restart_needed: Sequence[str] = ()
     _next_s: float = float("-inf")
     _status: str = "starting"
@@ -113,7 +115,7 @@ class StatusReporter:
             figure("ast_stream_alerts_rules", "Rules in force", status.n_rules),
             figure(
                 "ast_stream_alerts_hears_worker",
-                "1 while the worker is heard",
+                "1 while messages of the worker arrive",
                 status.hears_worker,
             ),
             figure(
@@ -132,6 +134,17 @@ class StatusReporter:
                 "Alert messages published",
                 self.published,
                 ("rule", "severity"),
+            ),
+            figure(
+                "ast_stream_alerts_suppressed_total",
+                "Alerts that did not fire; reason is cooldown, window, inhibited, limit (as many "
+                "at a time as the rule may have) or instances (as many groups as one may have)",
+                {
+                    (rule, reason): n
+                    for rule, by_reason in self.suppressed().items()
+                    for reason, n in by_reason.items()
+                },
+                ("rule", "reason"),
             ),
             figure(
                 "ast_stream_feed_messages_total",

@@ -1,4 +1,4 @@
-"""The rules in force: their files, found, read, and read again when they change."""
+"""The rule files in force: found, read, and read again when they change."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, Problem
 from ast_stream.labels import slug
+from ast_stream.runtime.files import file_version
 from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.schema import Settings
@@ -99,8 +100,8 @@ class RuleFiles:
         for warning in self.warnings(rules):
             logger.warning("%s", warning)
 
-    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stat(path) for path in self._paths)
+    def _signature(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(file_version(path) for path in self._paths)
 
 
 def configured_timing(loaded: LoadedSettings) -> DetectionTiming:
@@ -200,11 +201,3 @@ def _labels(loaded: LoadedSettings) -> tuple[str, ...] | None:
         return model_facts(loaded.settings.model).labels
     except CheckpointError as error:
         raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
-
-
-def _stat(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):  # a ValueError: a name with NUL in it
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Files of rule tests: what happens on streams, and the alerts that it must cause."""
+"""Files of rule tests: what happens on streams, and the alerts that must follow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS, parse_time
 
 MAX_HOPS = 100_000
 _TERM = re.compile(
-    r"(?:_|(?P<value>\d+(?:\.\d+)?)(?P<step>[+-]\d+(?:\.\d+)?)?)(?:x(?P<times>\d+))?\Z"
+    r"(?:_|(?P<value>\d+(?:\.\d+)?)(?P<step>[+-]\d+(?:\.\d+)?)?)(?:x(?P<times>\d+))?\Z", re.ASCII
 )
 
 
@@ -131,6 +131,9 @@ class TestEvent(SoundOnStream):
     score: float = Field(default=0.9, ge=0, le=1)
     watcher_score: float | None = Field(
         default=None, ge=0, le=1, description="of the small model of a cascade; null: none"
+    )
+    verifier_score: float | None = Field(
+        default=None, ge=0, le=1, description="of the verifier of its class; null: none"
     )
     id: str | None = None
     lost: list[str] = Field(default_factory=list, description="messages that do not come: begin …")

@@ -13,8 +13,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -41,6 +39,7 @@ from ast_stream.messages.event import EventMessage, EventType
 from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import Health
 from ast_stream.model.metadata import Metadata
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.alerts import ActionSection
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
@@ -217,8 +216,8 @@ def _count_deliveries(rules: RuleSet, transitions: list[Transition]) -> int:
     actions = dict.fromkeys(sorted(names), ActionSection())
     end_ns = max((transition.at_ns for transition in transitions), default=0)
     with (
-        TemporaryDirectory(prefix="ast-stream-rules-") as folder,
-        closing(Store(Path(folder) / "alerts.sqlite")) as store,
+        temporary_folder("rules") as folder,
+        closing(Store(folder / "alerts.sqlite")) as store,
         store.transaction() as db,
     ):
         Outbox(store, actions, lambda: end_ns).enqueue(db, transitions)
@@ -250,6 +249,7 @@ def _event_messages(
                 score=event.score,
                 peak=event.score,
                 watcher_score=event.watcher_score,
+                verifier_score=event.verifier_score,
                 onset_ns=onset,
                 offset_ns=offset if kind == "end" else None,
                 captured_ns=at_ns,

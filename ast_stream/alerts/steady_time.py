@@ -1,4 +1,4 @@
-"""Steady time: what durations, deadlines and expiries run on, however wall clocks are set.
+"""Steady time: the clock of durations, deadlines and expiries, which nobody can set.
 
 It begins as wall time, and goes on with the monotonic clock. Only where no monotonic clock tells
 what has passed, across a boot or from one machine to another, it goes on with wall time. Wall time

@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,16 @@ from ast_stream.runtime.database import (
     Damage,
     check_database,
     committed,
+    expect_database,
     make_tables,
     open_database,
+    salvage,
     says_damaged,
     set_aside_database,
     set_aside_unless_file,
     table_columns,
 )
+from ast_stream.runtime.files import expect_in_place
 from ast_stream.runtime.logging import Outage
 
 SCHEMA_VERSION = 2
@@ -133,6 +136,7 @@ class Store:
                 self._db = self._open(is_checked=True)
             except Damage as damage:
                 self._db = self._begin_anew(str(damage))
+            self._file = path.stat()
         except (OSError, ValueError) as error:  # a ValueError: a path with NUL in it
             raise StartupError(f"cannot open the alert database {path}: {error}") from error
 
@@ -164,8 +168,16 @@ class Store:
             except sqlite3.Error as error:
                 raise self._store_error(error) from error
 
+    def expect_in_place(self) -> None:
+        """Check that the file that is written to is the one that others find; for its owner.
+
+        Raises:
+            RemovedError: it was removed or replaced.
+        """
+        expect_in_place(self.path, self._file, f"{_WHAT} {self.path}")
+
     def empty_log(self) -> None:
-        """Empty the write-ahead log: what was deleted lies in it, and below it in the file.
+        """Checkpoint and empty the write-ahead log, so that deleted rows are gone from the disk.
 
         Somebody who reads for long may keep a part of it; the next time takes that.
 
@@ -246,10 +258,8 @@ class Store:
         return StoreError(f"{what}; {_WHAT_TO_DO}" if is_damaged else what, is_damaged=is_damaged)
 
     def _open_existing(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            raise StartupError(f"there is no {self.path}: the alerts process has not run yet")
-        if not self.path.is_file():  # a FIFO would be waited for
-            raise StartupError(f"the alert database {self.path} is no file; {_WHAT_TO_DO}")
+        absent = "the alerts process has not run yet"
+        expect_database(self.path, _WHAT, absent, f"; {_WHAT_TO_DO}")
         try:
             return self._open(is_checked=False)
         except Damage as damage:
@@ -280,7 +290,7 @@ class Store:
             db = self._open(is_checked=True)
         except Damage as damage:  # of a file that is new: its disk cannot be trusted
             raise StartupError(f"the alert database {self.path} {damage}") from damage
-        n_rows = _salvage(db, kept)
+        n_rows = salvage(db, kept, _TABLES, check_row=_check_row, then=_renumber)
         logger.error(
             "the alert database %s %s: it is kept as %s, and a new one begins with %s of its rows",
             self.path,
@@ -363,7 +373,7 @@ def _is_state(fields: dict[str, Any]) -> bool:
         case ("engine", dict()) | ("position", [str(), int()]):
             return True
         case "position", dict():
-            return all(_is_position(one) for one in value.values())
+            return all(_is_position(position) for position in value.values())
         case "since", int():
             return abs(value) < _MAX_TIME_NS
     return False
@@ -393,33 +403,12 @@ def _is_delivery(fields: dict[str, Any]) -> bool:
     return bool(fields["next_ns"] <= last_ns + _MAX_WAIT_NS)
 
 
-def _salvage(db: sqlite3.Connection, kept: Path) -> int:
-    """Copy the undamaged rows of a damaged database; return how many there are."""
-    n_rows = 0
-    if not kept.is_file():
-        return 0
-    try:
-        old = sqlite3.connect(kept, isolation_level=None)
-    except sqlite3.Error:
-        return 0
-    with closing(old):
-        old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
-        db.execute("BEGIN IMMEDIATE")
-        for table in ("state", "alerts", "deliveries", "snoozes", "closed_actions"):
-            columns = table_columns(db, table)
-            insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(columns))})"
-            # what is beyond a broken page is not certain, and other tables may be whole
-            with suppress(sqlite3.Error, MemoryError, UnicodeError):
-                for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
-                    with suppress(sqlite3.Error, Damage, ValueError, TypeError, OverflowError):
-                        _check_row(table, dict(zip(columns, row, strict=True)))
-                        n_rows += db.execute(insert, row).rowcount
-        # a row that was refused has left its number there
-        db.execute(
-            "UPDATE sqlite_sequence SET seq = coalesce((SELECT max(seq) FROM deliveries), 0)"
-        )
-        db.execute("COMMIT")
-    return n_rows
+def _renumber(db: sqlite3.Connection) -> None:
+    """Set the row counter by the rows that are there: refused rows have advanced it."""
+    db.execute("UPDATE sqlite_sequence SET seq = coalesce((SELECT max(seq) FROM deliveries), 0)")
+
+
+_TABLES = ("state", "alerts", "deliveries", "snoozes", "closed_actions")
 
 
 def _size(path: Path) -> int | None:

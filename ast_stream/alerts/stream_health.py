@@ -1,4 +1,4 @@
-"""Which streams are listened to, and at what level: for rules about absent sounds and levels."""
+"""Which streams are being listened to, and their levels: for rules about absence and levels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ast_stream.units import seconds_to_ns
 
 
 @dataclass
-class _Stream:
+class _StreamState:
     """What is known of a stream.
 
     Attributes:
@@ -38,7 +38,7 @@ class StreamHealth:
     def __init__(self, instances: InstanceTable, *, has_health: bool = True) -> None:
         self._instances = instances
         self._has_health = has_health
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _StreamState] = {}
         self._removed: set[str] = set()  # from the configuration, and not seen since
 
     def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
@@ -48,7 +48,7 @@ class StreamHealth:
             return []
         self._removed.discard(stream)
         if known is None:
-            self._streams[stream] = _Stream(dict(labels))
+            self._streams[stream] = _StreamState(dict(labels))
         else:
             known.labels = dict(labels)
         return self._start_or_pause(stream, labels, now)
@@ -69,7 +69,7 @@ class StreamHealth:
         for rule in self._instances.health_rules:
             if not rule.covers_stream(stream, labels):
                 continue
-            instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+            instance = self._instances.obtain(rule, rule.group_of(stream, labels))
             if instance is not None:
                 level = health.level_dbfs
                 instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
@@ -84,7 +84,7 @@ class StreamHealth:
         for rule in self._instances.level_rules:
             if not rule.covers_stream(stream, labels):
                 continue
-            instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+            instance = self._instances.obtain(rule, rule.group_of(stream, labels))
             if instance is not None:
                 fires = instance.trigger.on_levels(levels, now)
                 transitions += self._instances.settle(instance, fires, now)
@@ -98,7 +98,7 @@ class StreamHealth:
         for rule in (*self._instances.listening_rules, *self._instances.health_rules):
             if not rule.covers_stream(stream, labels):
                 continue
-            group = rule.group_of(stream, "", labels)
+            group = rule.group_of(stream, labels)
             instance = self._instances.find(rule, group)
             if instance is None:
                 continue
@@ -129,7 +129,7 @@ class StreamHealth:
         return transitions
 
     def on_downtime(self, away_ns: int, now: int) -> list[Transition]:
-        """Process that this process was not running: what nobody watched for is not missing."""
+        """Process that this process was not running: unobserved time does not count as absence."""
         for instance in self._instances.all():
             instance.trigger.on_downtime(away_ns)
             self._instances.schedule(instance, now)
@@ -147,7 +147,7 @@ class StreamHealth:
             if set(rule.group_by) - {"stream"}:
                 continue
             for stream in sorted(rule.matchers[0].named_streams or ()):
-                group = rule.group_of(stream, "", {})
+                group = rule.group_of(stream, {})
                 if stream in self._removed or self._instances.find(rule, group) is not None:
                     continue
                 instance = self._instances.obtain(rule, group)
@@ -170,7 +170,7 @@ class StreamHealth:
 
     def restore(self, streams: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what `export` returned."""
-        self._streams = {name: _Stream(**data) for name, data in streams.items()}
+        self._streams = {name: _StreamState(**data) for name, data in streams.items()}
 
     def _resume(
         self,
@@ -196,20 +196,20 @@ class StreamHealth:
                 transitions += self._instances.settle(instance, False, now)
         return transitions
 
-    def _streams_of(self, instance: Instance) -> list[_Stream]:
+    def _streams_of(self, instance: Instance) -> list[_StreamState]:
         """Return the streams that an instance is about."""
         rule = instance.rule
         return [
             stream
             for name, stream in self._streams.items()
             if rule.covers_stream(name, stream.labels)
-            and rule.group_of(name, "", stream.labels) == instance.group
+            and rule.group_of(name, stream.labels) == instance.group
         ]
 
     def _listening_instances(self, stream: str, labels: Mapping[str, str]) -> Iterator[Instance]:
         for rule in self._instances.listening_rules:
             if rule.covers_stream(stream, labels):
-                instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+                instance = self._instances.obtain(rule, rule.group_of(stream, labels))
                 if instance is not None:
                     yield instance
 

@@ -1,4 +1,4 @@
-"""What a box would have reported with other settings: trials on its own history, and their alerts.
+"""Trials: what a box would have reported with other settings, and the alerts of that.
 
 Shared by `ast-stream history trial` and the page: both show the same events and the same snippet of
 configuration.
@@ -111,7 +111,7 @@ class Trials:
         return label
 
     def settings_of(self, name: str) -> ClassSettings:
-        """Return what the configuration says of a class."""
+        """Return the configured settings of a class."""
         wanted = slug(self.label(name))
         found = (
             own for key, own in self._settings.detection.classes.items() if slug(key) == wanted
@@ -190,18 +190,20 @@ class Trials:
         return decision_parameters(self._facts, detection, self._settings.model.hop_s)
 
     def _heard(self) -> Heard:
-        """Return what gaps and coverage say of the audio."""
+        """Return up to where each stream was heard, from gaps and the ledger."""
         ends: dict[tuple[str, str], int] = {}
         going_on: set[tuple[str, str]] = set()
         workers = [of_worker(self._settings, name) for name in worker_names(self._settings)]
-        ledgers = [(coverage_ledger(one).folder, unwritten_coverage(one).path) for one in workers]
+        ledgers = [
+            (coverage_ledger(worker).folder, unwritten_coverage(worker).path) for worker in workers
+        ]
         try:
             spans = read_all_spans(ledgers)
         except OSError:  # it is not needed for more than the ends
             spans = {}
         undecided_ns = self._now_ns() - UNDECIDED_NS
         for stream, its in spans.items():
-            for span in (one for one in its if one.kind in HEARD):
+            for span in (candidate for candidate in its if candidate.kind in HEARD):
                 key = stream, span.epoch
                 ends[key] = max(ends.get(key, 0), span.stop_sample)
                 if span.stop_ns > undecided_ns:

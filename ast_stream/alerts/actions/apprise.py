@@ -12,10 +12,10 @@ from ast_stream.alerts.actions.base import (
     Delivered,
     Failed,
     Outcome,
-    read_secret,
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
+from ast_stream.runtime.credentials import read_secret
 from ast_stream.settings.alerts import AppriseAction
 
 _TYPES = {"resolved": "success", "heartbeat": "info"}

@@ -1,4 +1,4 @@
-"""What all actions share: the runner's interface, outcomes of a delivery, secrets and TLS.
+"""What all actions share: the runner's interface and outcomes of a delivery.
 
 The module of an action has the name of its `type` and calls its runner class `RUNNER`, so that a
 new action is its settings class and its module, and nothing else. Modules are imported on demand.
@@ -6,27 +6,21 @@ new action is its settings class and its module, and nothing else. Modules are i
 
 from __future__ import annotations
 
-import os
-import ssl
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ast_stream.alerts.notification import Notification, one_line
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import Problem, StartupError
+from ast_stream.labels import one_line
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import Health
-from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.settings.alerts import Action, AlertSettings
 from ast_stream.settings.load import LoadedSettings
-
-MAX_SECRET_BYTES = 64 * 1024
-_SHOWN_CHARACTERS = 200  # of what may be the receiver's own words
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Undeliverable:
     """Another attempt cannot succeed.
 
     Attributes:
@@ -60,7 +54,7 @@ class Refused:
     is_closed: bool = False
 
 
-Outcome = Delivered | Failed | Refused
+Outcome = Delivered | Failed | Undeliverable
 
 
 @dataclass(frozen=True)
@@ -225,60 +219,6 @@ def describe_error(name: str, error: Exception) -> str:
     if isinstance(error, StartupError):
         return str(error).removeprefix(f"action {name}: ")
     return f"{type(error).__name__}: {one_line(str(error))}"
-
-
-def read_secret(what: str, file: str | None, variable: str | None) -> str | None:
-    """Return the text in a file or environment variable, None if neither is named.
-
-    Raises:
-        StartupError: it is not there; the text itself is never shown.
-    """
-    if file is not None:
-        try:
-            return read_bounded(Path(file), MAX_SECRET_BYTES).decode().rstrip()
-        except (OSError, DamagedFileError, ValueError) as error:
-            reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
-            reason = error.strerror or reason if isinstance(error, OSError) else reason
-            raise StartupError(f"{what}: cannot read {file}: {reason}") from error
-    if variable is not None:
-        value = os.environ.get(variable)
-        if not value:
-            raise StartupError(f"{what}: expected the environment variable {variable}, got none")
-        return value.rstrip()
-    return None
-
-
-def tls_context(name: str, ca_file: str | None) -> ssl.SSLContext:
-    """Return the TLS context that checks certificates and host names for the action `name`.
-
-    Args:
-        ca_file: certificates of authorities (PEM) that are trusted instead of the system's.
-
-    Raises:
-        StartupError: `ca_file` cannot be read, or holds no certificate.
-    """
-    if ca_file is not None and Path(ca_file).exists() and not Path(ca_file).is_file():
-        raise StartupError(f"action {name}: cannot read ca_file {ca_file}: it is no file")
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError as error:
-        text = f"action {name}: expected certificates in ca_file {ca_file}, got none that is valid"
-        raise StartupError(text) from error
-    except OSError as error:
-        text = f"action {name}: cannot read ca_file {ca_file}: {error.strerror}"
-        raise StartupError(text) from error
-
-
-def connection_error(error: Exception) -> str:
-    """Return why there is no connection, in words rather than in a library's codes."""
-    match error:
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
-        case ssl.SSLError():
-            return f"no TLS: {(error.reason or 'unknown').replace('_', ' ').lower()}"
-        case OSError(strerror=str() as text):
-            return text
-    return one_line(str(error))[:_SHOWN_CHARACTERS] or type(error).__name__
 
 
 def used_without_rules(alerts: AlertSettings) -> set[str]:

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.notification import Notification, one_line
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Undeliverable
+from ast_stream.alerts.notification import Notification
+from ast_stream.labels import one_line
 from ast_stream.settings.alerts import CommandAction
 
 TRY_AGAIN = 75
@@ -62,7 +63,7 @@ class CommandRunner(ActionRunner):
                     start_new_session=True,
                 )
             except OSError as error:
-                return Refused(f"cannot run {self._settings.argv[0]}: {error.strerror}")
+                return Undeliverable(f"cannot run {self._settings.argv[0]}: {error.strerror}")
         assert process.stdout is not None
         with process.stdout:
             output, has_ended = _wait_for(process, self._settings.timeout_s)
@@ -131,7 +132,7 @@ def _outcome(code: int, output: bytes) -> Outcome:
     how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
     words = one_line(output.decode(errors="replace"))[:_SHOWN_CHARACTERS]
     reason = f"{how}: {words}" if words else how
-    return Failed(reason, is_down=True) if code == TRY_AGAIN else Refused(reason)
+    return Failed(reason, is_down=True) if code == TRY_AGAIN else Undeliverable(reason)
 
 
 RUNNER = CommandRunner

@@ -14,7 +14,6 @@ import json
 import logging
 import re
 import socket
-import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,15 +25,13 @@ from ast_stream.alerts.actions.base import (
     Entities,
     Failed,
     Outcome,
-    connection_error,
-    read_secret,
-    tls_context,
 )
 from ast_stream.alerts.notification import Notification
-from ast_stream.errors import StartupError
 from ast_stream.labels import slug
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import Health
+from ast_stream.runtime import mqtt
+from ast_stream.runtime.mqtt import current_error
 from ast_stream.settings.alerts import MqttAction
 from ast_stream.version import __version__
 
@@ -80,7 +77,7 @@ class MqttRunner(ActionRunner):
         self._connection_error: str | None = None  # why there is no connection
         self._client = new_client(name, settings)
         self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._note_connection_error(_current_error())
+        self._client.on_connect_fail = lambda *_: self._note_connection_error(current_error())
         self._client.on_disconnect = lambda *_: self._connected.clear()
         self._client.on_message = self._on_message
         self._client.will_set(self._topics.availability, OFFLINE, qos=1, retain=True)
@@ -103,7 +100,7 @@ class MqttRunner(ActionRunner):
         """Publish one alert and wait until the broker has it."""
         if not self._connected.wait(self._settings.timeout_s):
             why = f": {self._connection_error}" if self._connection_error else ""
-            return Failed(f"no connection to {self._place}{why}", is_down=True)
+            return Failed(f"no connection to {self._settings.place}{why}", is_down=True)
         payload = {"event_type": notification.kind, **notification.to_json()}
         payload |= {"title": notification.title, "text": notification.text}
         topic = self._topics.event(notification.alert.rule)
@@ -167,15 +164,11 @@ class MqttRunner(ActionRunner):
         self._client.disconnect()
         self._client.loop_stop()
 
-    @property
-    def _place(self) -> str:
-        return f"{self._settings.host}:{self._settings.port}"
-
     def _note_connection_error(self, why: str) -> None:
         """Remember why there is no connection, and say it once."""
         if why != self._connection_error:
             self._connection_error = why
-            logger.error("no connection to the broker %s: %s", self._place, why)
+            logger.error("no connection to the broker %s: %s", self._settings.place, why)
 
     def _is_exposed(self, stream: str, class_slug: str) -> bool:
         return stream in self._entities.streams and any(
@@ -190,7 +183,7 @@ class MqttRunner(ActionRunner):
             self._client.publish(topic, payload, qos=1, retain=True)
 
     def _announce(self, before: Entities = NO_ENTITIES) -> None:
-        """Publish what there is, that it is there, and its states."""
+        """Publish discovery, availability and the states of all entities."""
         announced = self._discovery(before)
         for topic, device in (dict.fromkeys(announced) | self._discovery(self._entities)).items():
             self._publish_device(topic, update_of(device, announced.get(topic, NO_DEVICE)))
@@ -246,29 +239,10 @@ def new_client(name: str, settings: MqttAction) -> Client:
     Raises:
         StartupError: the library is missing, or the password or certificates cannot be read.
     """
-    try:
-        from paho.mqtt.client import Client
-        from paho.mqtt.enums import CallbackAPIVersion
-    except ImportError as error:
-        raise StartupError(
-            f"action {name}: paho-mqtt is not installed: pip install 'ast-stream[notify]'"
-        ) from error
-    client = Client(CallbackAPIVersion.VERSION2)
+    client = mqtt.new_client(f"action {name}", "notify", settings)
     client.max_queued_messages_set(MAX_QUEUED)
     client.reconnect_delay_set(*_RECONNECT_S)
-    if settings.username is not None:
-        what = f"action {name}"
-        password = read_secret(what, settings.password_file, settings.password_env)
-        client.username_pw_set(settings.username, password)
-    if settings.tls:
-        client.tls_set_context(tls_context(name, settings.ca_file))
     return client
-
-
-def _current_error() -> str:
-    """Return why the connection failed; the library calls back while it handles the error."""
-    error = sys.exception()
-    return "unknown" if not isinstance(error, Exception) else connection_error(error)
 
 
 @dataclass(frozen=True)

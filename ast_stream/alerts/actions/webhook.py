@@ -26,14 +26,12 @@ from ast_stream.alerts.actions.base import (
     Delivered,
     Failed,
     Outcome,
-    Refused,
-    connection_error,
-    read_secret,
-    tls_context,
+    Undeliverable,
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.messages.codec import encode_json
+from ast_stream.runtime.credentials import connection_error, read_secret, tls_context
 from ast_stream.settings.alerts import WebhookAction
 from ast_stream.units import format_time
 from ast_stream.version import __version__
@@ -93,7 +91,7 @@ class WebhookRunner(ActionRunner):
         super().__init__(name, settings)
         self._now_s = now_s
         is_tls = settings.url.startswith("https")
-        self._tls = tls_context(name, settings.ca_file) if is_tls else None
+        self._tls = tls_context(f"action {name}", settings.ca_file) if is_tls else None
         text = read_secret(f"action {name}", settings.secret_file, settings.secret_env)
         try:
             self._signers = [new_signer(line) for line in (text or "").splitlines() if line.strip()]
@@ -128,13 +126,13 @@ class WebhookRunner(ActionRunner):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
             if not settings.allow_private:
-                addresses = [one for one in addresses if is_public(str(one[1][0]))]
+                addresses = [address for address in addresses if is_public(str(address[1][0]))]
             if not addresses:
                 address = found[0][4][0]
                 where = host if host == address else f"{host} is at {address}, which"
                 text = f"{where} is not public; the action's 'allow_private: true' lets it"
-                return Refused(text)
-            with _Link(settings.timeout_s) as link:
+                return Undeliverable(text)
+            with _LimitedConnection(settings.timeout_s) as link:
                 link.connect(addresses)
                 if self._tls is not None:
                     link.secure(self._tls, host)
@@ -165,13 +163,13 @@ class WebhookRunner(ActionRunner):
         if 200 <= status < 300:
             return Delivered()
         if 300 <= status < 400:
-            return Refused(f"{reason}: redirects are not followed")
+            return Undeliverable(f"{reason}: redirects are not followed")
         if status == GONE:
-            return Refused(f"{reason} (gone): nothing more is sent there", is_closed=True)
+            return Undeliverable(f"{reason} (gone): nothing more is sent there", is_closed=True)
         if status in _RETRIED or status >= 500:
             after_s = retry_after_s(retry_after, self._now_s())
             return Failed(reason, after_s, is_down=status in _DOWN)
-        return Refused(reason)
+        return Undeliverable(reason)
 
 
 def cloud_event(notification: Notification) -> bytes:
@@ -256,7 +254,7 @@ def is_public(address: str) -> bool:
 
 
 def may_be_public(host: str) -> bool:
-    """Return whether a host may have a public address, as far as its name alone says."""
+    """Return whether a host may have a public address, judged by its name alone."""
     try:
         return is_public(host)
     except ValueError:
@@ -264,7 +262,7 @@ def may_be_public(host: str) -> bool:
 
 
 def _ipv4_inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv4-mapped one or one of NAT64 stands for."""
+    """Return the IPv4 address that is embedded in an IPv4-mapped or NAT64 address."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
@@ -280,7 +278,7 @@ def _is_listed(
     return any(address in network for network in public) and not is_special
 
 
-class _Link:
+class _LimitedConnection:
     """A connection that is closed at the time limit, whatever it is doing.
 
     Socket timeouts begin anew with every byte: they do not stop a peer that sends a byte a minute.
@@ -293,7 +291,7 @@ class _Link:
         self._watch.daemon = True
         self._is_late = False
 
-    def __enter__(self) -> _Link:
+    def __enter__(self) -> _LimitedConnection:
         self._watch.start()
         return self
 

@@ -1,4 +1,4 @@
-"""From rule files to rules: every name is resolved, and every problem reported at its place."""
+"""From rule files to rules: names are resolved, and every problem is reported at its line."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class _FileCompiler:
             group=group.name,
             settings=settings,
             matchers=matchers,
-            group_by=tuple(defaults.group_by if settings.group_by is None else settings.group_by),
+            group_by=_grouping(settings, defaults),
             when=when,
             unless=unless,
             keep_ns=_or_default(settings.keep_firing_for, defaults.keep_firing_for),
@@ -216,7 +216,9 @@ class _FileCompiler:
             severity=settings.severity or defaults.severity,
             labels=dict(group.labels) | settings.labels,
             actions=_innermost(settings.actions, group.actions, defaults.actions),
-            annotations={name: one for name, one in parsed.items() if one is not None},
+            annotations={
+                name: template for name, template in parsed.items() if template is not None
+            },
             document=self._document,
             path=path,
         )
@@ -261,11 +263,22 @@ def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
         notes.add(path, "E102", text)
     elif settings.match is None and given[0].match_place is None:
         notes.add(path, "E102", f"expected 'match' beside '{given[0].key}'")
+    for kind in given[:1]:
+        if kind.merges_streams and "stream" in (settings.group_by or ()):
+            text = f"'{kind.key}' is about several streams: expected no 'stream' here"
+            notes.add((*path, "group_by"), "E101", text)
     for kind in KINDS:
         for key in kind.more_keys:
             if getattr(settings, key) and kind not in given:
                 text = f"'{key}' belongs to '{kind.key}', got no '{kind.key}'"
                 notes.add((*path, key), "E102", text)
+
+
+def _grouping(settings: RuleSettings, defaults: Defaults) -> tuple[str, ...]:
+    given = defaults.group_by if settings.group_by is None else settings.group_by
+    if not settings.trigger.merges_streams:
+        return tuple(given)
+    return ("class", *(name for name in given if name not in ("class", "stream")))
 
 
 def _innermost(*levels: Sequence[str] | None) -> tuple[str, ...] | None:

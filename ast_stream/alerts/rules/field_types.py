@@ -11,7 +11,7 @@ from ast_stream.settings.section import Section
 from ast_stream.units import NS_PER_SECOND
 
 _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+\Z")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[dhms]))+\Z")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
 _MAX_DURATION_MS = 366 * 86_400_000
 
@@ -64,6 +64,6 @@ OptionalNameList = Annotated[
 
 
 class RuleSection(Section):
-    """As a section of the configuration; `for` and other words of Python go by another name."""
+    """As a section of the configuration; keys that are Python keywords have aliases."""
 
     model_config = ConfigDict(validate_by_alias=True, validate_by_name=False)

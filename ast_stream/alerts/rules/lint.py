@@ -1,7 +1,8 @@
-"""Rules that are valid and still not what their author means: warnings for `rules check`."""
+"""Lints: rules that are valid but cannot work as intended; the warnings of `rules check`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ast_stream.alerts.actions.base import used_without_rules
@@ -11,7 +12,8 @@ from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import RuleFile
 from ast_stream.alerts.triggers.base import Finding
-from ast_stream.labels import slug
+from ast_stream.alerts.triggers.same_sound import SameSoundTrigger, too_few
+from ast_stream.labels import did_you_mean, slug
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.schema import StreamSettings
@@ -31,7 +33,7 @@ def lint(
         alerts: with the configured actions; None: those are not known.
         streams: those of the configuration, if it is known.
     """
-    found = list(_calibration_lints(rules, streams))
+    found = _stream_lints(rules, streams)
     found += [
         problem_at(rule.document, (*rule.path, *place), code, text)
         for rule in rules.rules
@@ -39,9 +41,45 @@ def lint(
     ]
     for document, parsed, vocabulary in rules.files:
         found += _unused(document, parsed)
-        found += _branch_members(document, parsed, vocabulary)
+        found += _branch_members(document, vocabulary)
     found += [] if alerts is None else notification_lints(rules, alerts)
     return sorted(found, key=lambda problem: (problem.file, problem.line or 0, problem.code))
+
+
+def _stream_lints(rules: RuleSet, streams: Sequence[StreamSettings]) -> list[RuleProblem]:
+    """Return warnings of what does not fit the configured streams; none are not known."""
+    if not streams:
+        return []
+    return [
+        *_calibration_lints(rules, streams),
+        *_group_lints(rules, streams),
+        *_limit_lints(rules, streams),
+        *_absent_stream_lints(rules, streams),
+    ]
+
+
+def _absent_stream_lints(
+    rules: RuleSet, streams: Sequence[StreamSettings]
+) -> Iterator[RuleProblem]:
+    names = [stream.name for stream in streams]
+    known = sorted({label for stream in streams for label in stream.labels})
+    for rule in rules.rules:
+        is_merging = SameSoundTrigger.given(rule.settings) is not None  # names are W216 there
+        places = rule.trigger.matches(rule.settings)
+        for (place, _), matcher in zip(places, rule.matchers, strict=True):
+            if is_merging or any(
+                matcher.covers_stream(stream.name, stream.labels) for stream in streams
+            ):
+                continue
+            unknown = [(key, known) for key, _ in matcher.streams if key not in {"id", *known}]
+            unknown += [(name, names) for name in sorted(matcher.named_streams or ())]
+            near = did_you_mean(*unknown[0]) if unknown else ""
+            text = f"'{rule.name}': no configured stream matches{near}"
+            yield problem_at(rule.document, (*rule.path, *place, "stream"), "W219", text)
+        for label in rule.group_by:
+            if label not in {"stream", "class", "label", *known}:
+                text = f"no stream has the label '{label}'{did_you_mean(label, known)}"
+                yield problem_at(rule.document, (*rule.path, "group_by"), "W219", text)
 
 
 def _rule_lints(rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
@@ -70,6 +108,45 @@ def _calibration_lints(rules: RuleSet, streams: Sequence[StreamSettings]) -> Ite
         if without:
             text = f"{', '.join(without)}: without calibration_db no level is known in dB re 20 µPa"
             yield problem_at(rule.document, (*rule.path, "level"), "W215", text)
+
+
+def _limit_lints(rules: RuleSet, streams: Sequence[StreamSettings]) -> Iterator[RuleProblem]:
+    """Yield rules that have more groups of streams than may fire at a time."""
+    for rule in rules.rules:
+        groups = {
+            tuple(rule.group_of(stream.name, stream.labels).items())
+            for stream in streams
+            if not rule.matchers or rule.covers_stream(stream.name, stream.labels)
+        }
+        if len(groups) > rule.settings.limit:
+            text = (
+                f"'{rule.name}' can fire for {len(groups)} streams or groups of them, but no more "
+                f"than {rule.settings.limit} (limit) at a time"
+            )
+            yield problem_at(rule.document, (*rule.path, "alert"), "W218", text)
+
+
+def _group_lints(rules: RuleSet, streams: Sequence[StreamSettings]) -> Iterator[RuleProblem]:
+    """Yield `same_sound` rules whose groups have too few of the configured streams."""
+    names = {stream.name for stream in streams}
+    for rule in rules.rules:
+        given = SameSoundTrigger.given(rule.settings)
+        if given is None:
+            continue
+        named = rule.matchers[0].named_streams
+        for name in sorted(named - names) if named is not None else ():
+            text = f"there is no stream '{name}'{did_you_mean(name, names)}"
+            place = (*rule.path, "match", "stream", "id")
+            yield problem_at(rule.document, place, "W216", text)
+        sizes = Counter(
+            tuple(rule.group_of(stream.name, stream.labels).items())
+            for stream in streams
+            if rule.covers_stream(stream.name, stream.labels)
+        )
+        largest = max(sizes.values(), default=0)
+        if named is None or largest < len(named):
+            for place, code, text in too_few(largest, given):
+                yield problem_at(rule.document, (*rule.path, *place), code, text)
 
 
 def _match_lints(
@@ -101,7 +178,7 @@ def _watcher_lints(
 
 
 def notification_lints(rules: RuleSet, alerts: AlertSettings) -> list[RuleProblem]:
-    """Return warnings of rules that notify nobody, and of actions that are not used."""
+    """Return warnings of rules without any action, and of unused actions."""
     found = [problem for rule in rules.rules for problem in _notifies_nobody(rule, alerts)]
     by_rules = {name for rule in rules.rules for name in rule.actions or ()}
     for name in sorted(set(alerts.actions) - by_rules - used_without_rules(alerts)):
@@ -149,9 +226,7 @@ def _groups_in(value: object) -> Iterator[str]:
             yield from _groups_in(inner)
 
 
-def _branch_members(
-    document: Document, parsed: RuleFile, vocabulary: Vocabulary
-) -> Iterator[RuleProblem]:
+def _branch_members(document: Document, vocabulary: Vocabulary) -> Iterator[RuleProblem]:
     ontology = vocabulary.ontology
     if ontology is None:
         return

@@ -44,6 +44,10 @@ class EventMatch(SoundMatch):
         default=None,
         description="of a cascade's small model; an event without its score does not match",
     )
+    verifier_score: ScoreMatch | None = Field(
+        default=None,
+        description="of the verifier of its class; an event without its score does not match",
+    )
     not_: SoundMatch | None = Field(default=None, alias="not", description="but not these")
 
 
@@ -53,7 +57,7 @@ class UnknownName(ValueError):
 
 @dataclass(frozen=True)
 class Ontology:
-    """Names of sounds and what lies under what.
+    """Names of sounds, and the branches of the ontology.
 
     Attributes:
         children: names of the direct children, by name.
@@ -94,7 +98,7 @@ class Ontology:
         return frozenset(found)
 
     def branch(self, path: str) -> frozenset[str]:
-        """Return the names under `A > B > C`, in which each lies somewhere under the one before.
+        """Return the names under `A > B > C`, where each is a descendant of the one before.
 
         Raises:
             UnknownName: a name that is not there, or does not lie under the one before.
@@ -118,7 +122,7 @@ class Ontology:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes there are; without `labels`, any class is taken at its word.
+    """The known classes; without `labels`, every class is accepted.
 
     Attributes:
         labels: of the model; None: not known.
@@ -201,6 +205,7 @@ class Matcher:
         streams: for each of `id` and label names, the values allowed.
         min_score: highest score so far from which the event counts.
         min_watcher_score: the same of the small model of a cascade; None: whatever it says.
+        min_verifier_score: from which score of its verifier on it counts; None: whatever it says.
         relatives: classes that one sound raises together, see `Vocabulary.relatives`.
         exceptions: what must not match.
     """
@@ -209,15 +214,19 @@ class Matcher:
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     min_score: float = 0.0
     min_watcher_score: float | None = None
+    min_verifier_score: float | None = None
     relatives: Mapping[str, frozenset[str]] = field(default_factory=dict)
     exceptions: tuple[Matcher, ...] = ()
 
-    def is_reached_by(self, peak: float, watcher_peak: float | None) -> bool:
-        """Return whether the highest scores of an event so far, of both models, are enough."""
-        if self.min_watcher_score is None:
-            return peak >= self.min_score
-        is_seen = watcher_peak is not None and watcher_peak >= self.min_watcher_score
-        return is_seen and peak >= self.min_score
+    def is_reached_by(
+        self, peak: float, watcher_peak: float | None, verifier_score: float | None
+    ) -> bool:
+        """Return whether the highest scores of an event so far, of all opinions, are enough."""
+        return (
+            peak >= self.min_score
+            and _is_enough(watcher_peak, self.min_watcher_score)
+            and _is_enough(verifier_score, self.min_verifier_score)
+        )
 
     def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
         """Return whether a stream with these labels is meant."""
@@ -239,10 +248,14 @@ class Matcher:
         return next((values for key, values in self.streams if key == "id"), None)
 
 
+def _is_enough(score: float | None, wanted: float | None) -> bool:
+    return wanted is None or (score is not None and score >= wanted)
+
+
 def compile_match(
     given: EventMatch, path: KeyPath, vocabulary: Vocabulary, notes: Notes
 ) -> Matcher:
-    """Return the matcher that a match in a rule stands for; notes what is wrong with it."""
+    """Return the matcher of a match in a rule; problems go to the notes."""
     matcher = _sounds(given, path, vocabulary, notes)
     exceptions: tuple[Matcher, ...] = ()
     if given.not_ is not None:
@@ -254,6 +267,7 @@ def compile_match(
         matcher,
         min_score=0.0 if given.score is None else given.score.min,
         min_watcher_score=None if given.watcher_score is None else given.watcher_score.min,
+        min_verifier_score=None if given.verifier_score is None else given.verifier_score.min,
         relatives=vocabulary.relatives(matcher.slugs) if given.under and matcher.slugs else {},
         exceptions=exceptions,
     )

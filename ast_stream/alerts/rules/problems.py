@@ -1,4 +1,4 @@
-"""What is wrong with a rule file: where, a code to look up, and one sentence."""
+"""Problems of a rule file: the place, a code to look up, and one sentence."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ CODES = {
     "W213": "rule that notifies nobody",
     "W214": "score of a small model that gives none",
     "W215": "sound level of a stream that is not calibrated",
+    "W216": "'same_sound' on fewer than two streams, or on one that there is not",
+    "W217": "'same_sound' that takes sounds which follow each other for one",
+    "W218": "more streams than alerts of a rule at a time",
+    "W219": "stream, or label of streams, that there is not",
 }
 
 

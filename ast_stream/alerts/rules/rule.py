@@ -1,4 +1,4 @@
-"""Rules as the engine evaluates them: every name resolved, nothing left to go wrong."""
+"""Compiled rules: every name is resolved, and evaluating them cannot fail."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Rule:
 
     @property
     def trigger(self) -> type[Trigger]:
-        """The kind of its trigger."""
+        """The trigger class of this rule."""
         return self.settings.trigger
 
     @property
     def slugs(self) -> frozenset[str] | None:
-        """The classes of its matchers together; None: any."""
+        """The classes of all its matchers; None means any class."""
         slugs: frozenset[str] = frozenset()
         for matcher in self.matchers:
             if matcher.slugs is None:
@@ -85,12 +85,20 @@ class Rule:
         return slugs
 
     def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
-        """Return whether its first match is about a stream."""
+        """Return whether its first match includes a stream."""
         return self.matchers[0].covers_stream(stream, labels)
 
-    def group_of(self, stream: str, slug: str, labels: Mapping[str, str]) -> dict[str, str]:
-        """Return the values of `group_by` for an event or a stream (`slug` is then empty)."""
-        own = {"stream": stream, "class": slug}
+    def group_of(
+        self, stream: str, labels: Mapping[str, str], slug: str = "", label: str = ""
+    ) -> dict[str, str]:
+        """Return the values of `group_by` for an event, or for a stream, which has no class.
+
+        Args:
+            labels: of the stream.
+            slug: the class of the event, as in topics.
+            label: the class of the event, as the checkpoint names it.
+        """
+        own = {"stream": stream, "class": slug, "label": label}
         return {name: own[name] if name in own else labels.get(name, "") for name in self.group_by}
 
     def may_fire_at(self, at_ns: int) -> bool:
@@ -115,13 +123,9 @@ class RuleSet:
 
     @property
     def by_levels(self) -> list[Rule]:
-        """The rules that go by sound levels."""
+        """The rules that use sound levels."""
         return [
             rule
             for rule in self.rules
             if rule.trigger.reads_levels and rule.trigger.wants_levels(rule.settings)
         ]
-
-    def named(self, name: str) -> Rule | None:
-        """Return the rule of that name."""
-        return next((rule for rule in self.rules if rule.name == name), None)

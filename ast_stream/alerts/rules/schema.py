@@ -25,9 +25,10 @@ from ast_stream.alerts.rules.windows import WindowSettings
 from ast_stream.alerts.triggers.absent import Absent, AbsentFor
 from ast_stream.alerts.triggers.base import Trigger
 from ast_stream.alerts.triggers.count import Count, CountWithin
-from ast_stream.alerts.triggers.coverage import Coverage, CoverageBelow
+from ast_stream.alerts.triggers.coverage import CoverageBelow, LowCoverage
 from ast_stream.alerts.triggers.duration import ForDuration
 from ast_stream.alerts.triggers.level import Level, LevelFor
+from ast_stream.alerts.triggers.same_sound import SameSound, SameSoundTrigger
 from ast_stream.alerts.triggers.sequence import Sequence, SequenceWithin
 from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND
@@ -36,7 +37,7 @@ RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
 KINDS: tuple[type[Trigger], ...] = (
-    ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor, CoverageBelow,
+    ForDuration, CountWithin, SameSoundTrigger, SequenceWithin, AbsentFor, LevelFor, CoverageBelow,
 )  # fmt: skip
 """In the order in which messages list them; a rule without any has the plain `Trigger`."""
 
@@ -49,7 +50,8 @@ class RuleSettings(RuleSection):
         description="a name of lower-case letters, digits, '-' and '_', at most 63",
     )
     match: EventMatch | None = Field(
-        default=None, description="which events; with `for` or `count` the events that count"
+        default=None,
+        description="which events; with `for`, `count` or `same_sound` the events that count",
     )
     for_: PositiveDuration | None = Field(
         default=None, alias="for", description="fires when `match` has sounded for that long"
@@ -60,6 +62,9 @@ class RuleSettings(RuleSection):
     count: Count | None = Field(
         default=None, description="fires when `match` has had so many onsets within a time"
     )
+    same_sound: SameSound | None = Field(
+        default=None, description="fires once for a `match` that several streams hear"
+    )
     sequence: Sequence | None = Field(
         default=None, description="fires when sounds follow each other in order"
     )
@@ -69,12 +74,13 @@ class RuleSettings(RuleSection):
     level: Level | None = Field(
         default=None, description="fires on the level or the absence of a stream"
     )
-    coverage: Coverage | None = Field(
+    coverage: LowCoverage | None = Field(
         default=None, description="fires when too little of a stream was heard in a period"
     )
     group_by: NameList | None = Field(
         default=None,
-        description="one alert for each value of these: stream, class, label, or labels of streams",
+        description="one alert for each value of these: stream, class (as in topics), label (of "
+        "the class, as people read it), or names of labels of streams",
     )
     when: Names | None = Field(default=None, description="only in these windows of time")
     unless: Names | None = Field(default=None, description="not in these windows of time")

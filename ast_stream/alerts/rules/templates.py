@@ -37,11 +37,14 @@ FIELDS = {
     "score": "its score when it counted",
     "peak": "its highest score until then",
     "watcher_score": "what the small model of a cascade said of it then",
+    "verifier_score": "that it is right, by the verifier of its class",
     "onset": "when it began, UTC",
     "started": "when the first sound of the alert began, UTC",
     "fired": "when the alert fired, UTC",
     "active_s": "seconds of sound for 'for', lost for 'coverage', else since the alert began",
     "count": "events in the alert",
+    "heard_by": "streams that heard the sound, for 'same_sound'; the event is the best of them",
+    "heard_on": "their names, the first one first",
     "level_dbfs": "level of the stream, for level rules",
     "suppressed": "firings suppressed since the last alert",
 }
@@ -55,6 +58,8 @@ LOOK_ALIKES = {
 }  # fmt: skip
 _LOOK_ALIKES = str.maketrans(LOOK_ALIKES)
 _FIELD = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+_MARKS = ("{{", "}}", "{%", "{#")
+_MAX_SHOWN = 30  # characters of a template that a message quotes
 _LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}\Z")
 _AS_SPACE = ("Cc", "Zl", "Zp", "Zs")
 _LEFT_OUT = ("Cf", "Co", "Cn", "Cs")
@@ -132,8 +137,14 @@ def _parse_field(inside: str) -> tuple[str, bool]:
 
 
 def _literal(text: str) -> str:
-    if "{{" in text or "}}" in text or "{%" in text or "{#" in text:
-        raise ValueError("expected fields as {{ name }} and no other use of double braces or {%")
+    starts = [start for mark in _MARKS if (start := text.find(mark)) >= 0]
+    if starts:
+        rest = text[min(starts) :]
+        got = f"{rest[:_MAX_SHOWN]}..." if len(rest) > _MAX_SHOWN else rest
+        raise ValueError(
+            "expected fields as {{ name }} and no other use of double braces, {% or {#, "
+            f"got {got!r}"
+        )
     wrong = next((c for c in text if c not in "\n\t" and unicodedata.category(c)[0] == "C"), None)
     if wrong is not None:
         raise ValueError(f"expected readable text, got the character U+{ord(wrong):04X}")

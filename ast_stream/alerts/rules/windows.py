@@ -1,4 +1,4 @@
-"""Windows of local time in which rules hold or rest: an instant is inside, or it is not.
+"""Time windows of rules: ranges of local time in which rules may or may not fire.
 
 Membership is tested by converting the instant to the zone, which is always defined: the hour that
 a clock skips never happens, the hour it repeats is inside both times. A range may cross midnight

@@ -65,7 +65,7 @@ class AbsentFor(WaitingTrigger):
         slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
         if facts is None or not slugs:
             return
-        pause_s = min(facts.pause_s(one) for one in slugs)
+        pause_s = min(facts.pause_s(slug) for slug in slugs)
         if cls.given(rule.settings).for_ < seconds_to_ns(pause_s):
             text = (
                 f"fires at every pause that is heard at all: with windows of {facts.window_s:g} s "
@@ -81,13 +81,13 @@ class AbsentFor(WaitingTrigger):
         self.hold_until = None
 
     def pause(self) -> None:
-        """Stop counting: as far as is known, nobody listens."""
+        """Stop counting: the stream is not known to be listened to."""
         if self.since is not None:
             self.hold_until = self.since
         self.since = None
 
     def resume(self, now: int) -> None:
-        """Continue counting as if there had been no pause: somebody listened all the time."""
+        """Continue counting as if there had been no pause."""
         if not self.open:
             self.since = now if self.hold_until is None else self.hold_until
         self.hold_until = None

@@ -1,4 +1,4 @@
-"""What every kind of trigger has: its part of the rule file, its state, and when it fires.
+"""The base class of triggers: their part of the rule file, their state, and when they fire.
 
 A trigger watches one group of labels for one rule. It answers three questions at a stream time:
 does something make the rule fire now, does the condition hold (an alert stays active), and when
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_CAUSES = 64  # event ids an alert names; the newest are left out
 
+Facts = dict[str, Any]
+"""What templates may say of an event or a stream, by the names of their fields."""
+
 Finding = tuple["KeyPath", str, str]
 """A lint's place within the rule, its code and its text."""
 
@@ -49,6 +52,20 @@ class MatchedEvent(NamedTuple):
     steps: int
 
 
+class MergedSound(NamedTuple):
+    """One sound of which several streams have events.
+
+    Attributes:
+        best: id of the event that heard it best.
+        streams: that heard it, the first one first.
+        facts: what templates say of it.
+    """
+
+    best: str
+    streams: tuple[str, ...]
+    facts: Facts
+
+
 @dataclass(eq=False)
 class Trigger:
     """Fires when a matching event begins, and holds while one is open; all kinds build on it.
@@ -63,6 +80,9 @@ class Trigger:
         is_pattern: whether it is about several events, which must be distinguished.
         is_about_pauses: whether pauses within sounds matter to it.
         takes_events: whether it is given events.
+        reads_facts: whether it is given what each message says of an event.
+        merges_streams: whether it is about several streams as one: never grouped by stream, always
+            by class, and its alert goes on to name the events that come to it.
         reads_health: whether it is given health messages.
         reads_levels: whether it is given sound levels, if a rule `wants_levels`.
         needs_listener: whether it may count only while a stream is listened to.
@@ -79,6 +99,8 @@ class Trigger:
     is_pattern: ClassVar[bool] = False
     is_about_pauses: ClassVar[bool] = False
     takes_events: ClassVar[bool] = True
+    reads_facts: ClassVar[bool] = False
+    merges_streams: ClassVar[bool] = False
     reads_health: ClassVar[bool] = False
     reads_levels: ClassVar[bool] = False
     needs_listener: ClassVar[bool] = False
@@ -89,7 +111,7 @@ class Trigger:
     started_ns: int | None = None
 
     def use(self, rule: Rule, timing: DetectionTiming) -> None:
-        """Go by a rule from now on; its state stays."""
+        """Apply a rule from now on; the state is kept."""
         self._timing = timing
 
     def clear(self) -> None:
@@ -98,13 +120,18 @@ class Trigger:
 
     @property
     def is_empty(self) -> bool:
-        """Whether its state is as new."""
+        """Whether its state is the initial one."""
         return not any(self._state().values())
 
     @property
     def began_ns(self) -> int | None:
         """When what makes the rule fire began."""
         return self.started_ns
+
+    @property
+    def merged(self) -> MergedSound | None:
+        """The sound that fired last; None: this kind merges none."""
+        return None
 
     def export(self) -> dict[str, Any]:
         """Return the fields of the state that are not empty, as JSON values."""
@@ -150,6 +177,9 @@ class Trigger:
         self.cause_ids, self.started_ns = [event.id], event.onset_ns
         return True
 
+    def on_facts(self, event_id: str, facts: Facts) -> None:
+        """Process what templates may show of a matching event; for the first, before `on_begin`."""
+
     def on_end(self, event_id: str, onset: int, offset: int, now: int) -> bool:
         """Process the end of a matched event; return whether the rule fires."""
         self.open.pop(event_id, None)
@@ -165,7 +195,7 @@ class Trigger:
 
     @classmethod
     def wants_levels(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule of this kind goes by sound levels."""
+        """Return whether a rule of this kind uses sound levels."""
         return False
 
     def on_levels(self, levels: LevelsMessage, now: int) -> bool:
@@ -182,10 +212,10 @@ class Trigger:
         """Begin to wait, from now on at the earliest, for something not to happen."""
 
     def pause(self) -> None:
-        """Stop counting: as far as is known, nobody listens."""
+        """Stop counting: the stream is not known to be listened to."""
 
     def resume(self, now: int) -> None:
-        """Continue counting as if there had been no pause: somebody listened all the time."""
+        """Continue counting as if there had been no pause."""
 
     def holds(self, now: int) -> bool:
         """Return whether an alert stays active."""

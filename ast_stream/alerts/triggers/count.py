@@ -58,9 +58,9 @@ class CountWithin(EventListTrigger):
         # several streams add up where they are not kept apart
         if facts is None or not slugs or count.distinct or "stream" not in rule.group_by:
             return
-        fitting = sum(count.within // seconds_to_ns(facts.apart_s[one]) + 1 for one in slugs)
+        fitting = sum(count.within // seconds_to_ns(facts.apart_s[slug]) + 1 for slug in slugs)
         if fitting < count.min:
-            nearest_s = min(facts.apart_s[one] for one in slugs)
+            nearest_s = min(facts.apart_s[slug] for slug in slugs)
             text = (
                 f"at most {fitting} events of these classes fit into it: with windows of "
                 f"{facts.window_s:g} s, sounds less than {nearest_s:g} s apart are one event"

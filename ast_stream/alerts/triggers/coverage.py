@@ -1,4 +1,4 @@
-"""`coverage`: too little of a stream was heard in a sliding period."""
+"""`coverage`: too little of a stream was listened to in a sliding period."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEALTH_NS = (
 ENOUGH = 0.9  # of the budget: the alert is over once no more than that is lost
 
 
-class Coverage(RuleSection):
+class LowCoverage(RuleSection):
     """Too little of a stream was heard in the last period; gated windows count as heard."""
 
     stream: dict[str, Names] = Field(
@@ -44,7 +44,7 @@ class Coverage(RuleSection):
         return round(self.of_last * (1 - self.heard_below_percent / 100))
 
     @model_validator(mode="after")
-    def _budget_is_measurable(self) -> Coverage:
+    def _budget_is_measurable(self) -> LowCoverage:
         if self.budget_ns < MIN_BUDGET_NS:
             raise ValueError(
                 f"expected at least {MIN_BUDGET_NS / NS_PER_SECOND:g} s that may be lost, "
@@ -93,7 +93,7 @@ class CoverageBelow(Trigger):
     def use(self, rule: Rule, timing: DetectionTiming) -> None:
         """Go by a rule from now on."""
         super().use(rule, timing)
-        coverage: Coverage = self.given(rule.settings)
+        coverage: LowCoverage = self.given(rule.settings)
         self._span_ns = coverage.of_last
         self._budget_ns = coverage.budget_ns
         self._part_ns = max(NS_PER_SECOND, coverage.of_last // N_PARTS)

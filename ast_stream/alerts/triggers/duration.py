@@ -27,7 +27,7 @@ IMPULSIVE = frozenset(slug(label) for label in _IMPULSIVE)
 SHORT_FOR_NS = NS_PER_SECOND // 2  # an impulsive sound may last this long
 
 
-class _Run(NamedTuple):
+class _UnbrokenSound(NamedTuple):
     """Sounds with no pause longer than tolerated.
 
     Attributes:
@@ -88,11 +88,11 @@ class ForDuration(EventListTrigger):
         slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
         if facts is None or not slugs:
             return
-        shortest_s = min(facts.shortest_s[one] for one in slugs)
+        shortest_s = min(facts.shortest_s[class_slug] for class_slug in slugs)
         if needed <= seconds_to_ns(shortest_s):
             text = f"keeps nothing out: no event of these classes is shorter than {shortest_s:g} s"
             yield ("for",), "W211", text
-        longest_s = min(facts.longest_s[one] for one in slugs)
+        longest_s = min(facts.longest_s[class_slug] for class_slug in slugs)
         resumed_s = 1.5 * facts.hop_s  # the next event's onset may be estimated this much late
         if needed > seconds_to_ns(longest_s) and rule.settings.tolerate < seconds_to_ns(resumed_s):
             text = (
@@ -182,7 +182,7 @@ class ForDuration(EventListTrigger):
         self.is_spent = self.is_spent or fires
         return fires
 
-    def _run(self, now: int) -> _Run:
+    def _run(self, now: int) -> _UnbrokenSound:
         """Return the latest run; folded sound comes first in it."""
         spans = [(onset, offset, offset) for onset, offset in self.spans]
         if self.open:  # all of them may reach until now, so the first stands for all
@@ -195,7 +195,7 @@ class ForDuration(EventListTrigger):
                 active, start, counted, reach = 0, onset, onset, onset
             active += max(0, certain - max(onset, counted))
             counted, reach = max(counted, certain), max(reach, possible)
-        return _Run(active, start, reach)
+        return _UnbrokenSound(active, start, reach)
 
     def _drop_spans(self, now: int) -> None:
         """Forget spans that no longer matter, and fold those that can no longer change."""

@@ -1,4 +1,4 @@
-"""`level`: the level of a stream, or that it is missing, for a time, whatever the sound."""
+"""`level`: the level of a stream, or its absence, for a time, whatever the sound."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class LevelFor(WaitingTrigger):
 
     @classmethod
     def wants_levels(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule goes by sound levels."""
+        """Return whether a rule uses sound levels."""
         level: Level = cls.given(settings)
         return level.goes_by_levels
 

@@ -71,7 +71,8 @@ class SequenceWithin(EventListTrigger):
         """Yield sequences that nothing can match."""
         sequence: Sequence = cls.given(rule.settings)
         classes = [matcher.slugs for matcher in rule.matchers if matcher.slugs is not None]
-        if "class" in rule.group_by and classes and not frozenset.intersection(*classes):
+        by_class = not {"class", "label"}.isdisjoint(rule.group_by)
+        if by_class and classes and not frozenset.intersection(*classes):
             yield ("group_by",), "W204", "grouped by class, but no class fits every step"
         streams = [matcher.named_streams for matcher in rule.matchers if matcher.named_streams]
         if "stream" in rule.group_by and streams and not frozenset.intersection(*streams):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from alert_samples import notification
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Undeliverable
 from ast_stream.alerts.actions.command import MAX_OUTPUT_BYTES, CommandRunner
 from ast_stream.settings.alerts import CommandAction
 
@@ -48,15 +48,15 @@ def test_program_sees_only_the_environment_it_may(
 def test_exit_code_decides_what_came_of_it() -> None:
     assert shell("exit 75").deliver(notification()) == Failed("exit code 75", is_down=True)
     refused = shell("echo 'no\nmodem' >&2; exit 4").deliver(notification())
-    assert refused == Refused("exit code 4: no modem")
+    assert refused == Undeliverable("exit code 4: no modem")
     killed = shell("kill -9 $$").deliver(notification())
-    assert killed == Refused("killed by signal 9")
+    assert killed == Undeliverable("killed by signal 9")
 
 
 def test_program_that_is_not_there_is_refused() -> None:
     settings = CommandAction(type="command", argv=["/no/such/program"])
     outcome = CommandRunner("run", settings).deliver(notification())
-    assert outcome == Refused("cannot run /no/such/program: No such file or directory")
+    assert outcome == Undeliverable("cannot run /no/such/program: No such file or directory")
 
 
 def is_running(pid: int) -> bool:
@@ -93,7 +93,7 @@ def test_child_that_keeps_the_output_open_does_not_hold_up_the_end(tmp_path: Pat
 def test_program_that_does_not_read_or_says_too_much_is_no_trouble() -> None:
     too_much = f"head -c {4 * MAX_OUTPUT_BYTES} /dev/zero | tr '\\0' 'x'; exit 1"
     outcome = shell(too_much).deliver(notification())
-    assert outcome == Refused("exit code 1: " + "x" * 200)
+    assert outcome == Undeliverable("exit code 1: " + "x" * 200)
 
 
 def test_nothing_of_an_alert_gets_into_the_arguments(tmp_path: Path) -> None:

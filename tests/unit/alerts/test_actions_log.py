@@ -7,7 +7,8 @@ from alert_samples import T0_NS, alert, notification, resolved
 
 from ast_stream.alerts.actions.base import Delivered
 from ast_stream.alerts.actions.log import LogRunner
-from ast_stream.alerts.notification import MAX_TEXT_CHARACTERS, Notification, one_line
+from ast_stream.alerts.notification import Notification
+from ast_stream.labels import MAX_TEXT_CHARACTERS, one_line
 from ast_stream.settings.alerts import LogAction
 
 

@@ -11,7 +11,7 @@ import pytest
 from alert_samples import T0_NS, notification, resolved
 from http_receiver import DRIP, GARBAGE, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Undeliverable
 from ast_stream.alerts.actions.webhook import (
     WebhookRunner,
     cloud_event,
@@ -102,11 +102,13 @@ def test_there_is_no_signature_without_a_secret() -> None:
         (408, Failed("the receiver answered 408")),
         ((429, {"Retry-After": "90"}), Failed("the receiver answered 429", 90.0)),
         ((503, {"Retry-After": "soon"}), Failed("the receiver answered 503", 0.0, True)),
-        (400, Refused("the receiver answered 400")),
-        (404, Refused("the receiver answered 404")),
+        (400, Undeliverable("the receiver answered 400")),
+        (404, Undeliverable("the receiver answered 404")),
         (
             410,
-            Refused("the receiver answered 410 (gone): nothing more is sent there", is_closed=True),
+            Undeliverable(
+                "the receiver answered 410 (gone): nothing more is sent there", is_closed=True
+            ),
         ),
     ],
 )
@@ -117,7 +119,7 @@ def test_answer_decides_whether_it_is_tried_again(script: Script, outcome: Outco
 def test_redirects_are_not_followed() -> None:
     with http_receiver() as other:
         outcome = answer_to((307, {"Location": other.url}))
-        assert outcome == Refused("the receiver answered 307: redirects are not followed")
+        assert outcome == Undeliverable("the receiver answered 307: redirects are not followed")
         assert other.got == []
 
 
@@ -160,25 +162,27 @@ def test_name_that_no_resolver_can_be_asked_for_is_reported() -> None:
 def test_other_spellings_of_loopback_are_refused(host: str) -> None:
     with http_receiver() as receiver:
         url = receiver.url.replace("127.0.0.1", host)
-        assert isinstance(runner(url, allow_private=False).deliver(notification()), Refused)
+        assert isinstance(runner(url, allow_private=False).deliver(notification()), Undeliverable)
         assert receiver.got == []
 
 
 def test_redirect_is_not_followed_wherever_it_leads() -> None:
     with http_receiver() as inside, http_receiver((307, {"Location": inside.url})) as receiver:
         outcome = runner(receiver.url).deliver(notification())
-        assert isinstance(outcome, Refused)
+        assert isinstance(outcome, Undeliverable)
         assert inside.got == []
 
 
 def test_private_addresses_are_refused_unless_allowed() -> None:
     with http_receiver() as receiver:
         outcome = runner(receiver.url, allow_private=False).deliver(notification())
-        assert isinstance(outcome, Refused)
+        assert isinstance(outcome, Undeliverable)
         to_do = "is not public; the action's 'allow_private: true' lets it"
         assert outcome.reason == f"127.0.0.1 {to_do}"
         by_name = receiver.url.replace("127.0.0.1", "localhost")
-        assert isinstance(runner(by_name, allow_private=False).deliver(notification()), Refused)
+        assert isinstance(
+            runner(by_name, allow_private=False).deliver(notification()), Undeliverable
+        )
         assert receiver.got == []
 
 

@@ -33,7 +33,7 @@ from ast_stream.transport.allow_list import (
     ALL_RIGHTS,
     GROUP_RIGHTS,
     NO_RIGHTS,
-    Client,
+    AllowedClient,
     Rights,
     write_allow_list,
 )
@@ -210,8 +210,8 @@ def test_over_tcp_a_key_needs_the_right(
     server, guard, reader = make_key(), make_key(), make_key()
     for name, key in (("server", server), ("guard", guard), ("reader", reader)):
         write_pair(tmp_path, name, key)
-    clients = [Client("guard", guard.public, ("admin",), 0)]
-    clients.append(Client("reader", reader.public, ("feed", "scores", "audio", "push:*"), 0))
+    clients = [AllowedClient("guard", guard.public, ("admin",), 0)]
+    clients.append(AllowedClient("reader", reader.public, ("feed", "scores", "audio", "push:*"), 0))
     write_allow_list(tmp_path / "allowed.json", clients)
     endpoint = f"tcp://127.0.0.1:{free_ports()}"
     authenticator = Authenticator(server, tmp_path / "allowed.json")

@@ -238,6 +238,9 @@ class FakeFeed:
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
         return self.items.pop(0) if self.items else None
 
+    def remove_topic(self, topic: str) -> None:
+        """Nothing was added."""
+
     def add_topic(self, topic: str) -> None:
         raise AssertionError("no rule goes by levels")
 

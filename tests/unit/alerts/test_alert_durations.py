@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
-from rule_bodies import at, engine_of, event, news, restarted, rules_from, sound
+from rule_bodies import at, engine_of, event, health, news, restarted, rules_from, sound
 
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.units import NS_PER_SECOND
@@ -128,3 +129,23 @@ def test_thousands_of_short_sounds_within_a_long_one_keep_the_memory_small() -> 
     assert engine.on_message("event/", event("end", "long", "Siren", 600, 0, 600)) == []
     (instance,) = engine.export()["instances"]
     assert instance["trigger_state"]["active_ns"] == 600 * NS_PER_SECOND
+
+
+def test_no_sound_lasts_while_nothing_is_heard_of_its_stream() -> None:
+    named = ("hall", "yard")
+    engine = engine_of(
+        rules_from(
+            *(f"alert: {name}, match: {{stream: {{id: {name}}}}}, for: 20s" for name in named)
+        )
+    )
+    bodies = [
+        event("begin", "b", "Bark", 1, 0),
+        event("begin", "c", "Bark", 1, 0, stream="yard"),
+        event("update", "b", "Bark", 4, 0),
+        health(11, "missing", silence_s=6.5),
+    ]
+    found = [engine.on_message("health/" if "state" in body else "event/", body) for body in bodies]
+    assert news([*itertools.chain(*found), *engine.advance(at(40))]) == [(20, "yard", "firing")]
+    # the capture process goes on, nothing was lost, and it sounds still
+    update = event("update", "b", "Bark", 41, 0)
+    assert news(engine.on_message("event/", update)) == [(41, "hall", "firing")]

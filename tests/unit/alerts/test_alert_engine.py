@@ -87,6 +87,24 @@ def test_score_of_the_small_model_counts_like_that_of_the_large_one() -> None:
     assert news(run(again, bodies[1:], 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
 
 
+def test_the_verifier_has_a_say_if_a_rule_asks_for_it() -> None:
+    """Also where its score came with the begin, and the large model's rises later."""
+    rules = rules_from(
+        "alert: a, match: {class: Bark, score: {min: 0.8}, verifier_score: {min: 0.6}}"
+    )
+    bodies = [
+        event("begin", "x", "Bark", 1, 1, peak=0.5) | {"verifier_score": 0.6},
+        event("update", "x", "Bark", 2, 1, peak=0.8),
+        event("end", "x", "Bark", 4, 1, 4, peak=0.8),
+        event("begin", "of no verifier", "Bark", 5, 5, peak=0.9),
+        event("begin", "not believed", "Bark", 6, 6, peak=0.9) | {"verifier_score": 0.59},
+    ]
+    engine = engine_of(rules)
+    assert news(run(engine, bodies[:1], 1.5)) == []
+    again = restarted(engine, rules, 1.5)
+    assert news(run(again, bodies[1:], 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
+
+
 def test_stream_and_labels_choose() -> None:
     engine = engine_of(
         rules_from(

@@ -49,6 +49,9 @@ class FakeFeed:
     def add_topic(self, topic: str) -> None:
         self.added.append(topic)
 
+    def remove_topic(self, topic: str) -> None:
+        self.added.remove(topic)
+
 
 class Bench:
     """A loop on a fake feed, with a clock that moves on request."""
@@ -97,13 +100,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.store.close()
 
 
-def test_levels_are_read_once_a_rule_goes_by_them(bench: Bench, tmp_path: Path) -> None:
+def test_levels_are_read_while_a_rule_goes_by_them(bench: Bench, tmp_path: Path) -> None:
     assert bench.feed.added == []
     rules = RULES.replace("match: {class: Bark}", "level: {louder_than_db: 70}")
     (tmp_path / "rules.yaml").write_text(rules)
     for _ in range(2):
         bench.loop.replace_rules(load_rules([tmp_path / "rules.yaml"]), DetectionTiming())
     assert bench.feed.added == ["levels/"]
+    (tmp_path / "rules.yaml").write_text(RULES)
+    for _ in range(2):
+        bench.loop.replace_rules(load_rules([tmp_path / "rules.yaml"]), DetectionTiming())
+    assert bench.feed.added == []
 
 
 def test_timer_runs_when_the_sound_up_to_it_has_been_scored(bench: Bench) -> None:
@@ -182,6 +189,24 @@ def test_alert_is_saved_at_once_and_progress_from_time_to_time(bench: Bench) -> 
     assert bench.store.position() == ("b", 4)
     assert {key[2] for key in states(bench.store)} == {FEED}
     assert bench.fired == ["dog"]
+
+
+def test_alerts_that_a_full_rule_does_not_fire_are_logged_and_counted(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.hear_health()
+    at = format_time(bench.clock())
+    for n in range(70):
+        body = {"v": 1, "boot": "b", "seq": n + 1, "previous": n, "id": f"e{n}", "type": "begin"}
+        body |= {"stream": f"mic-{n}", "labels": {}, "class": "bark", "label": "Bark", "peak": 0.9}
+        body |= {"onset": at, "captured": at, "published": at}
+        bench.feed.items.append(FeedMessage(f"event/bark/mic-{n}/", body))
+    bench.loop.step()
+    bench.loop.save()
+    assert bench.fired == ["dog"] * 64
+    assert bench.loop.suppressed == {"quiet_pump": {"limit": 0}, "dog": {"limit": 6}}
+    assert "6 alerts did not fire since the start" in caplog.text
+    assert "as many alerts at a time as 'limit' allows (dog: 6)" in caplog.text
 
 
 def test_sign_of_life_needs_a_worker_and_a_disk(bench: Bench) -> None:

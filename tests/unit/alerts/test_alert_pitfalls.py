@@ -19,6 +19,7 @@ from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.errors import ConfigError
+from ast_stream.settings.schema import StdinSource, StreamSettings
 from ast_stream.units import parse_time
 
 BARK = "alert: bark, match: {class: Bark}, actions: [phone]"
@@ -162,6 +163,63 @@ def test_notification_storm_is_limited_for_each_rule() -> None:
     assert engine.counters.suppressed == {"limit": 17}
 
 
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("match: {class: Bark, stream: {id: porsh}}", "no configured stream matches; did you mean"),
+        ("match: {class: Bark, stream: {rooom: hall}}", "matches; did you mean 'room'?"),
+        ("match: {class: Bark, stream: {room: hell}}", "'a': no configured stream matches"),
+        ("level: {louder_than_dbfs: -20, stream: {id: attic}}", "'a': no configured stream"),
+        ("match: {class: Bark}, group_by: [rom]", "no stream has the label 'rom'; did you mean"),
+        ("match: {class: Bark, stream: {id: [attic, porch]}}", ""),
+        ("match: {class: Bark, stream: {room: hall}}, group_by: [room, class]", ""),
+    ],
+)
+def test_streams_and_labels_that_there_are_not_are_warned_of(rule: str, problem: str) -> None:
+    porch = StreamSettings(
+        name="porch", labels={"room": "hall"}, source=StdinSource(type="stdin"), calibration_db=90
+    )
+    found = lint(rules_from(f"alert: a, {rule}"), streams=[porch])
+    assert [one.code for one in found] == (["W219"] if problem else [])
+    assert all(problem in one.text for one in found)
+    assert lint(rules_from(f"alert: a, {rule}")) == []
+
+
+def test_groups_whose_firings_were_suppressed_do_not_keep_new_ones_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ast_stream.alerts.instances.MAX_INSTANCES", 4)
+    engine = engine_of(rules_from(f"{BARK}, cooldown: 10s"))
+    twice = [
+        body
+        for n in range(4)
+        for start in (n, n + 5)  # the second falls into the cooldown
+        for body in sound(f"{n}-{start}", "Bark", start, start + 1, stream=f"mic-{n}")
+    ]
+    run(engine, twice, 60)
+    assert engine.counters.suppressed == {"cooldown": 4}
+    new = [event("begin", "x", "Bark", 60, 60, stream="new")]
+    assert news(run(engine, new, 61)) == [(60.0, "bark", "firing")]
+    cooling = [event("begin", f"y{n}", "Bark", 62, 62, stream=f"other-{n}") for n in range(4)]
+    run(engine, cooling, 63)  # all are at work: the last finds no room
+    assert engine.counters.suppressed == {"cooldown": 4, "instances": 1}
+
+
+def test_more_streams_than_alerts_at_a_time_are_warned_of() -> None:
+    streams = [
+        StreamSettings(
+            name=f"mic-{n}", labels={"site": f"s{n % 3}"}, source=StdinSource(type="stdin")
+        )
+        for n in range(65)
+    ]
+    (found,) = lint(rules_from(BARK), streams=streams)
+    assert found.code == "W218"
+    assert "can fire for 65 streams or groups of them, but no more than 64 (limit)" in found.text
+    assert lint(rules_from(BARK), streams=streams[1:]) == []
+    assert lint(rules_from(f"{BARK}, limit: 65"), streams=streams) == []
+    assert lint(rules_from(f"{BARK}, group_by: [site]"), streams=streams) == []
+
+
 def test_group_by_class_keeps_apart_what_a_common_cooldown_would_hide() -> None:
     engine = engine_of(rules_from("alert: any, match: {}, group_by: [class], cooldown: 1h"))
     found = run(engine, [*sound("a", "Bark", 0, 1), *sound("b", "Siren", 2, 3)], 5)
@@ -171,6 +229,13 @@ def test_group_by_class_keeps_apart_what_a_common_cooldown_would_hide() -> None:
         "siren",
         "siren",
     ]
+
+
+def test_group_by_label_divides_by_the_label_of_the_class() -> None:
+    engine = engine_of(rules_from("alert: any, match: {}, group_by: [label]"))
+    found = run(engine, [*sound("a", "Bark", 0, 2), *sound("b", "Siren", 1, 3)], 5)
+    firing = [transition.alert for transition in found if transition.alert.state == "firing"]
+    assert [alert.group for alert in firing] == [{"label": "Bark"}, {"label": "Siren"}]
 
 
 def test_durations_are_seconds_whatever_the_hop_or_window() -> None:

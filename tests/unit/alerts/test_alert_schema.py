@@ -45,7 +45,7 @@ def test_every_type_of_action_can_be_configured() -> None:
     [
         (
             "  actions: {a: {type: command, argv: [/bin/true]}}",
-            "action 'a' runs a program: needs allow_exec: true",
+            "action 'a' runs a program: needs alerts.allow_exec: true",
         ),
         (
             "  allow_exec: true\n  actions: {a: {type: command, argv: [siren]}}",

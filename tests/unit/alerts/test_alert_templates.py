@@ -95,6 +95,8 @@ def test_every_field_is_known(field: str) -> None:
         ("{{ labels.a.b }}", "expected the name of a label"),
         ("{{ score | round }}", "unknown filter 'round'; expected int or none"),
         ("{{ score", "expected fields as {{ name }}"),
+        ("at {{ score }, once more and again", "got '{{ score }, once more and agai...'"),
+        ("at {% if score %}", "got '{% if score %}'"),
         ("}} score", "expected fields as {{ name }}"),
         ("{{ {score} }}", "expected fields as {{ name }}"),
         ("{{}}", "unknown field ''"),

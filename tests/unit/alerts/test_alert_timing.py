@@ -31,7 +31,7 @@ from ast_stream.settings.load import load_file
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
-DURATION_S = 750.0
+DURATION_S = 500.0
 CHANGES_PER_S = 0.3  # sounds that begin or end, of each class
 SETTINGS: list[dict[str, Any]] = [
     {},

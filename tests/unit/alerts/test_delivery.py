@@ -9,7 +9,7 @@ from alert_samples import T0_NS, action_settings, firing, state_file, states
 from clocks import FakeClock
 from mqtt_broker import wait_for
 
-from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Undeliverable
 from ast_stream.alerts.delivery import (
     DELIVERY_POINTS,
     POLL_EVERY_S,
@@ -193,7 +193,7 @@ def test_hanging_action_holds_no_other(store: Store, outbox: Outbox) -> None:
 
 
 def test_stop_delivers_what_is_due_and_closes_the_actions(store: Store, outbox: Outbox) -> None:
-    receivers = {"phone": Receiver(), "mail": Receiver(Refused("no"))}
+    receivers = {"phone": Receiver(), "mail": Receiver(Undeliverable("no"))}
     deliveries = DeliveryThreads(receivers, outbox)
     write(store, outbox, "a1", "a2")
     deliveries.start()

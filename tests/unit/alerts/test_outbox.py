@@ -10,7 +10,7 @@ from clocks import FakeClock
 from ast_stream.alerts import outbox as outbox_module
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts import outbox_rows
-from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Undeliverable
 from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S
 from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
@@ -57,7 +57,7 @@ def taken(outbox: Outbox, action: str) -> Delivery:
     return found
 
 
-def deliver(outbox: Outbox, action: str, outcome: Delivered | Failed | Refused) -> Delivery:
+def deliver(outbox: Outbox, action: str, outcome: Delivered | Failed | Undeliverable) -> Delivery:
     delivery = taken(outbox, action)
     outbox.settle(delivery, outcome)
     return delivery
@@ -269,7 +269,7 @@ def test_refused_delivery_is_dead_and_the_next_action_reports_it(
     store: Store, outbox: Outbox, write: Write
 ) -> None:
     write(firing("a1", "phone"))
-    deliver(outbox, "phone", Refused("the receiver answered 404"))
+    deliver(outbox, "phone", Undeliverable("the receiver answered 404"))
     assert states(store)["a1", "firing", "phone"] == "dead"
     message = taken(outbox, "pager").notification
     assert message.text == (
@@ -287,7 +287,7 @@ def test_actions_that_all_fail_do_not_raise_alarms_without_end(
     for _ in range(20):
         for action in ACTIONS:
             if isinstance(delivery := outbox.next_delivery(action), Delivery):
-                outbox.settle(delivery, Refused("no"))
+                outbox.settle(delivery, Undeliverable("no"))
                 n_sent += 1
     assert n_sent == 4  # the alert, and one alarm for each of three actions
     assert {state for (_, _, action), state in states(store).items() if action != FEED} == {"dead"}
@@ -297,7 +297,7 @@ def test_receiver_that_is_gone_gets_nothing_more_until_its_settings_change(
     store: Store, outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:
     write(firing("a1", "phone"), firing("a2", "phone"))
-    deliver(outbox, "phone", Refused("410", is_closed=True))
+    deliver(outbox, "phone", Undeliverable("410", is_closed=True))
     write(firing("a3", "phone"))
     assert outbox.next_delivery("phone") is None
     assert [states(store)[id, "firing", "phone"] for id in ("a1", "a2", "a3")] == ["dead"] * 3
@@ -358,7 +358,7 @@ def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> 
     assert outbox.next_delivery("phone") == 60.0
     outbox.settle(first, Delivered())
     assert outbox.next_delivery("phone") == 60.0
-    outbox.settle(second, Refused("no"))  # it was a request, like one that succeeded
+    outbox.settle(second, Undeliverable("no"))  # it was a request, like one that succeeded
     assert outbox.next_delivery("phone") == 60.0
     clock.pass_s(60)
     assert taken(outbox, "phone").notification.id == "a2.firing"
@@ -524,7 +524,7 @@ def test_alarm_of_a_lost_delivery_can_be_acknowledged(
     store: Store, outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:
     write(firing("a1", "phone"))
-    deliver(outbox, "phone", Refused("no"))
+    deliver(outbox, "phone", Undeliverable("no"))
     (alarm,) = operations.rows(store, ["pending"], "pager")
     assert operations.acknowledge(store, alarm.alert_id, clock(), "someone") == 1
     assert outbox.next_delivery("pager") is None
@@ -684,7 +684,7 @@ def test_alarms_of_lost_deliveries_do_not_come_in_a_burst_after_their_snooze(
     operations.snooze(store, SELF_RULE, clock() + 3 * HOUR_NS, clock())
     for n in range(3):
         write(firing(f"a{n}", "phone"))
-        deliver(outbox, "phone", Refused("404"))
+        deliver(outbox, "phone", Undeliverable("404"))
         clock.pass_s(3600)
     assert outbox.next_delivery("pager") is None
 
@@ -765,7 +765,7 @@ def test_dead_row_can_be_tried_again_and_its_receiver_is_open_again(
     store: Store, outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:
     write(firing("a1", "phone"))
-    dead = deliver(outbox, "phone", Refused("410", is_closed=True))
+    dead = deliver(outbox, "phone", Undeliverable("410", is_closed=True))
     clock.pass_s(90_000)
     assert operations.retry(store, [dead.seq], clock()) == 1
     assert deliver(outbox, "phone", Delivered()).notification.id == "a1.firing"
@@ -823,7 +823,7 @@ def test_action_whose_last_alert_was_given_up_fails_until_one_gets_through(
     outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:
     write(firing("a1", "phone"))
-    deliver(outbox, "phone", Refused("the receiver answered 404"))
+    deliver(outbox, "phone", Undeliverable("the receiver answered 404"))
     (failing,) = outbox.failing()
     assert failing.text == (
         "alerts are not delivered by phone: the last one was given up: the receiver answered 404"

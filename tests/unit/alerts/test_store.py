@@ -4,11 +4,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from damage import STRANGE_FILES, make_strange
+from damage import STRANGE_FILES, forbid_below, make_strange
 
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import StartupError
 from ast_stream.runtime import database
+from ast_stream.runtime.files import RemovedError
 
 
 def test_progress_is_there_after_opening_again(tmp_path: Path) -> None:
@@ -209,7 +210,28 @@ def test_commands_do_not_create_a_database(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_command_that_may_not_look_into_the_folder_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.sqlite"
+    forbid_below(tmp_path, monkeypatch)
+    with pytest.raises(StartupError, match=f"the alert database {path}: Permission denied"):
+        Store(path, must_exist=True)
+
+
 def test_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot open the alert database"):
         Store(tmp_path / "file" / "a.sqlite")
+
+
+def test_a_database_that_is_removed_while_it_is_in_use_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    store.expect_in_place()
+    store.since_ns(7)
+    store.empty_log()
+    store.expect_in_place()
+    (tmp_path / "a.sqlite").unlink()
+    with pytest.raises(RemovedError, match="the alert database"):
+        store.expect_in_place()
+    store.close()

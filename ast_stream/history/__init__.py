@@ -1,1 +1,1 @@
-"""What was heard, kept to be looked at: events, gaps, alerts, clips, verdicts and scores."""
+"""The history: events, gaps, alerts, clips, verdicts and scores, kept on disk."""

@@ -1,12 +1,12 @@
 """The history of a box: events, gaps, alerts, clips and verdicts, in one SQLite database.
 
-One process writes what the feeds say; the page and commands read beside it, and add verdicts. A
-commit survives a kill; a power cut may take the last seconds, and where the writer stands on the
-feeds with them, so that they are replayed. A full disk stops nobody: what comes meanwhile waits in
-memory, and is counted.
+One process, the owner, writes the messages of the feeds; the page and commands read concurrently,
+and add verdicts. A commit survives a kill. A power cut may lose the last seconds, together with the
+positions on the feeds, so that they are replayed. If the disk is full, messages wait in memory and
+are counted.
 
-The process that owns it checks it at its start. A file that is damaged is kept under another name,
-and a new one begins with the rows of it that can be read.
+The owner checks the file when it starts. A damaged file is renamed, and the rows that can still be
+read are copied to a new one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from ast_stream.errors import AstStreamError, StartupError, UsageError, WireError
 from ast_stream.history import queries
+from ast_stream.history.days import Zone
 from ast_stream.history.records import (
     AlertQuery,
     AlertRecord,
     ClipRecord,
-    Count,
+    EventCount,
     EventQuery,
     EventRecord,
     Figures,
@@ -43,54 +44,60 @@ from ast_stream.history.rows import (
     set_verdict,
     write_message,
 )
-from ast_stream.history.schema import SCHEMA, SCHEMA_VERSION
+from ast_stream.history.schema import CHANGES, COUNT_DAYS, SCHEMA, SCHEMA_VERSION
 from ast_stream.messages.event import FeedMessage, Position
 from ast_stream.runtime.database import (
     SIDE_FILES,
     Damage,
+    bring_up_to_date,
     check_tables,
     committed,
+    expect_database,
     expect_version,
     make_tables,
     open_database,
     open_read_only,
+    salvage,
     says_damaged,
     set_aside_database,
     set_aside_unless_file,
-    table_columns,
 )
-from ast_stream.runtime.files import lock_file
+from ast_stream.runtime.files import expect_in_place, lock_file, make_folder
 from ast_stream.runtime.logging import Outage
 from ast_stream.units import NS_PER_SECOND
 
 FILE = "history.sqlite"
-MAX_WAITING = 20_000  # messages in memory while the disk takes none
-WAL_BYTES = 32 * 1024 * 1024  # of the bytes on disk, left for the write-ahead log
+MAX_WAITING = 20_000  # messages in memory while the disk cannot be written
+WAL_BYTES = 32 * 1024 * 1024  # of the space on disk, reserved for the write-ahead log
 _WHAT = "the history"
 _WHAT_TO_DO = "the recorder sets it aside at its next start and begins anew"
-_MESSAGES_AT_ONCE = 1000  # written in one transaction, or tried where the disk is full
-_ROWS_AT_ONCE = 500  # deleted in one transaction: others wait for it
+_MESSAGES_AT_ONCE = 1000  # in one transaction, or tried while the disk is full
+_ROWS_AT_ONCE = 500  # deleted in one transaction, which others have to wait for
 _STEPS_AT_ONCE = 20
 _VACUUMED_PAGES = 2000
-_CHECKED_BYTES = 256 * 1024 * 1024  # of a larger file only what is used is read
-_MAX_TEXT = 10_000  # characters that a person may write
+_CHECKED_BYTES = 256 * 1024 * 1024  # a larger file is not checked completely
+_MAX_TEXT = 10_000  # characters of a person's note
 logger = logging.getLogger(__name__)
 
 
+class _Outdated(Damage):
+    """The file is intact, but of an earlier version."""
+
+
 class HistoryError(AstStreamError):
-    """The history cannot be written or read now: a full disk, a lock held too long, damage."""
+    """The history cannot be written or read now: a full disk, a long lock, or damage."""
 
 
 class History:
     """One connection to the history, shared by the threads of this process.
 
     Args:
-        path: of the database, which this process owns: it is made, locked and checked.
-        wall_s: the time of day.
+        path: of the database, which this process owns: it is created, locked and checked.
+        wall_s: wall clock, seconds.
 
     Attributes:
-        figures: what happened to messages on their way into it.
-        outage: reports while it cannot be written.
+        figures: counters of messages.
+        outage: whether and why it cannot be written.
 
     Raises:
         StartupError: it cannot be opened, or another process owns it.
@@ -99,7 +106,7 @@ class History:
     def __init__(self, path: Path, *, wall_s: Callable[[], float] = time.time) -> None:
         self._prepare(path, wall_s)
         try:
-            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            make_folder(path.parent, 0o750)
             lock = path.with_name(f"{path.name}.lock")
             for name in (path.name, *(f"{path.name}{suffix}" for suffix in SIDE_FILES), lock.name):
                 set_aside_unless_file(path.with_name(name))
@@ -108,33 +115,35 @@ class History:
             raise StartupError(f"cannot open {_WHAT} {path}: {error}") from error
         try:
             self._db = self._open_or_begin_anew()
+            self._file = path.stat()
         except BaseException:
             os.close(self._lock_fd)
             raise
 
     @classmethod
     def open_beside(cls, path: Path) -> Self:
-        """Open a history that another process owns, to read and to add verdicts.
+        """Open a history that another process owns, for reading and for adding verdicts.
 
         Raises:
-            StartupError: it is not there, or cannot be used.
+            StartupError: it does not exist, or cannot be used.
         """
-        if not path.is_file():
-            raise StartupError(f"there is no {path}: the recorder has not run yet")
+        expect_database(path, _WHAT, "the recorder has not run yet")
         history = cls.__new__(cls)
         history._prepare(path, time.time)
         try:
             history._db = open_database(path, _WHAT, _check)
+        except _Outdated as outdated:
+            raise StartupError(f"{_WHAT} {path} {outdated}") from outdated
         except Damage as damage:
             raise StartupError(f"{_WHAT} {path} {damage}; {_WHAT_TO_DO}") from damage
         return history
 
     @classmethod
     def open_read_only(cls, path: Path) -> Self:
-        """Open a history that another process may own, only to read.
+        """Open a history that another process may own, only for reading.
 
         Raises:
-            StartupError: it is not there, or cannot be used.
+            StartupError: it does not exist, or cannot be used.
         """
         history = cls.__new__(cls)
         history._prepare(path, time.time)
@@ -142,7 +151,7 @@ class History:
         return history
 
     def close(self) -> None:
-        """Write what waits, if the disk takes it, and close the connection."""
+        """Write the messages that wait, if the disk can be written, and close the connection."""
         with self._lock:
             if self._is_owner:
                 self.retry()
@@ -150,13 +159,24 @@ class History:
             if self._is_owner:
                 os.close(self._lock_fd)
 
+    def expect_in_place(self) -> None:
+        """Check that the open file is still the one at its path.
+
+        Raises:
+            RemovedError: it was removed or replaced.
+        """
+        path = self.path
+        lock = path.with_name(f"{path.name}.lock")
+        for place, file in ((path, self._file), (lock, os.fstat(self._lock_fd))):
+            expect_in_place(place, file, f"{_WHAT} {path}")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # what the owner writes
+    # written by the owner
 
     def add_message(self, message: FeedMessage) -> bool:
         """Add one message, see `add_messages`."""
@@ -167,17 +187,16 @@ class History:
         messages: Iterable[FeedMessage],
         positions: Mapping[str, Position] | None = None,
     ) -> bool:
-        """Add events, gaps and alerts; other messages are passed over.
+        """Add events, gaps and alerts; other messages are ignored.
 
-        They may come again and in any order: an event is one row, of which the `end` is the last
-        word.
+        Messages may be repeated and in any order: an event is one row, and its `end` is final.
 
         Args:
-            positions: where each feed, by its name, has been read to with these messages; written
-                with the last of them.
+            positions: positions on the feeds after these messages, by feed name; written together
+                with the last message.
 
         Returns:
-            Whether all is written; else it waits, and is written with the next ones, or `retry`.
+            Whether everything is written; the rest waits for the next call, or for `retry`.
         """
         with self._lock:
             self._waiting.extend(message for message in messages if message.kind in KINDS)
@@ -188,7 +207,7 @@ class History:
             return self.retry()
 
     def retry(self) -> bool:
-        """Write what waits; return whether nothing does any more."""
+        """Write the messages that wait; return whether none is left."""
         with self._lock:
             try:
                 while self._waiting or self._positions:
@@ -201,10 +220,10 @@ class History:
             return not self._waiting and not self._positions
 
     def _write_some(self) -> None:
-        """Write the oldest messages that wait, with the last of them the positions.
+        """Write the oldest messages that wait, and the positions with the last of them.
 
         Raises:
-            HistoryError: they could not be written, and wait.
+            HistoryError: they could not be written, and still wait.
         """
         messages = list(islice(self._waiting, _MESSAGES_AT_ONCE))
         positions = self._positions if len(messages) == len(self._waiting) else {}
@@ -226,13 +245,13 @@ class History:
         positions.clear()
 
     def positions(self) -> dict[str, Position]:
-        """Return where each feed has been read to, by its name."""
+        """Return the position on each feed, by its name."""
         with self._reading() as db:
             rows = db.execute("SELECT feed, boot, seq FROM positions").fetchall()
         return {feed: (boot, seq) for feed, boot, seq in rows}
 
     def add_clip(self, clip: ClipRecord) -> None:
-        """Add a clip, or why there is none, in the place of one of the same event and part.
+        """Add a clip, or the reason why there is none; replaces that of the same event and part.
 
         Raises:
             HistoryError: it could not be written.
@@ -265,13 +284,14 @@ class History:
         return n_removed
 
     def prune(self, max_bytes: int, max_age_s: float | None = None) -> bool:
-        """Delete what is too old or too much, oldest first, for a short while.
+        """Delete the oldest rows for a short while, if they are too old or too many.
 
-        With an event go its verdicts, and why it has no clip; clips are removed by whoever removes
-        their files. To be called each minute, and again at once if it returns True.
+        The verdicts on an event, and the reason why it has no clip, are deleted with it; rows of
+        clips are removed together with the files. Must be called each minute, and again at once if
+        it returns True.
 
         Args:
-            max_bytes: on disk, of which a quarter, at most `WAL_BYTES`, is left for the log.
+            max_bytes: on disk; a quarter of it, at most `WAL_BYTES`, is reserved for the log.
             max_age_s: since the sound began; None: not by age.
 
         Returns:
@@ -289,23 +309,23 @@ class History:
                 n_deleted = _delete_oldest(db, None if is_too_large else before_ns)
             if n_deleted == 0:
                 with self._reading() as db:
-                    # as a script, for `execute` would give back the first page only
+                    # as a script, since `execute` would free the first page only
                     db.executescript(f"PRAGMA incremental_vacuum({_VACUUMED_PAGES})")
                 return False
         return True
 
     def used_bytes(self) -> int:
-        """Return how many bytes of the file hold something."""
+        """Return how many bytes of the file are in use."""
         with self._reading() as db:
             return _used_bytes(db)
 
-    # what a person adds
+    # written by people
 
     def add_verdict(self, verdict: VerdictRecord) -> None:
-        """Add what a person says of an event; it survives a power cut when this returns.
+        """Add a person's verdict on an event, durably.
 
         Raises:
-            UsageError: there is no such event, or `other` comes without its label.
+            UsageError: there is no such event, or the verdict `other` has no label.
             HistoryError: it could not be written.
         """
         if (verdict.verdict == "other") != bool(verdict.label):
@@ -334,20 +354,20 @@ class History:
                 with self._reading() as db:
                     db.execute("PRAGMA synchronous = NORMAL")
 
-    # what is asked
+    # queries
 
     def event(self, event_id: str) -> EventRecord | None:
-        """Return one event, None if it is not there."""
+        """Return an event; None: there is none with this id."""
         with self._reading() as db:
             return queries.event(db, event_id)
 
     def events(self, query: EventQuery) -> list[EventRecord]:
-        """Return a page of events in order of (onset, id); the next is after the last one's key."""
+        """Return a page of events by (onset, id); the next page follows the key of the last one."""
         with self._reading() as db:
             return queries.events(db, query)
 
     def all_events(self, query: EventQuery) -> Iterator[EventRecord]:
-        """Yield all events that are asked for, page after page."""
+        """Yield all events of a query, page by page."""
         yield from queries.pages(self.events, query)
 
     def gaps(
@@ -357,7 +377,7 @@ class History:
         streams: Sequence[str] = (),
         limit: int = 10_000,
     ) -> list[GapRecord]:
-        """Return the oldest gaps that begin between two moments."""
+        """Return the oldest gaps that begin in a time range."""
         with self._reading() as db:
             return queries.gaps(db, since_ns, until_ns, streams, limit)
 
@@ -372,7 +392,7 @@ class History:
             return queries.clips(db, event_id)
 
     def all_clips(self) -> Iterator[tuple[ClipRecord, EventRecord | None]]:
-        """Yield every clip with its event, if that is still known; oldest first."""
+        """Yield every clip with its event, if that still exists; oldest first."""
         after: tuple[int, str, int] | None = None
         while True:
             with self._reading() as db:
@@ -390,26 +410,26 @@ class History:
 
     def counts(
         self,
-        by: Literal["hour", "day"],
-        since_ns: int,
-        until_ns: int,
+        bounds_ns: Sequence[int],
         streams: Sequence[str] = (),
         classes: Sequence[str] = (),
-        utc_offset_s: int = 0,
-    ) -> list[Count]:
-        """Return how many events began in each hour or day, by stream and class, oldest first.
+        *,
+        by_stream: bool = True,
+    ) -> list[EventCount]:
+        """Return the number of events of each class in consecutive time spans, oldest first.
 
-        Whole hours are looked up; where `since_ns`, `until_ns` or the place's days do not begin
-        with one, all events between are counted.
+        Days in the time zone of the recorder's machine, with bounds from `starts_of_days`, and
+        whole hours are looked up; for other spans all events are counted.
 
         Args:
-            utc_offset_s: of the place whose days are meant.
+            bounds_ns: ascending; each but the last begins a span, of any length.
+            by_stream: count each stream separately; otherwise `EventCount.stream` is empty.
         """
         with self._reading() as db:
-            return queries.counts(db, by, since_ns, until_ns, streams, classes, utc_offset_s)
+            return queries.counts(db, bounds_ns, streams, classes, by_stream=by_stream)
 
     def names(self) -> tuple[list[str], list[str]]:
-        """Return the streams, and the classes, of which there are events."""
+        """Return the streams and the classes that have events."""
         with self._reading() as db:
             return queries.names(db)
 
@@ -429,7 +449,7 @@ class History:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection inside a transaction; all or nothing.
+        """Yield the connection inside a transaction.
 
         Raises:
             HistoryError: it could not be committed; nothing has changed.
@@ -465,17 +485,17 @@ class History:
         return open_database(self.path, _WHAT, _make_and_check, can_shrink=True)
 
     def _begin_anew(self, why: str) -> sqlite3.Connection:
-        """Set the damaged file aside, and return a new database with what can be read of it.
+        """Rename the damaged file, and return a new database with the rows that can be read.
 
         Raises:
-            StartupError: it cannot be moved, or a new one not be made.
+            StartupError: it cannot be renamed, or no new one can be created.
         """
         try:
             kept = set_aside_database(self.path)
             db = self._open()
-        except (OSError, Damage) as error:  # of a file that is new: its disk cannot be trusted
+        except (OSError, Damage) as error:  # even the new file is damaged: the disk is faulty
             raise StartupError(f"cannot open {_WHAT} {self.path}: {error}") from error
-        n_rows = _salvage(db, kept)
+        n_rows = salvage(db, kept, _TABLES)
         text = "%s %s %s: it is kept as %s, and a new one begins with %s of its rows"
         logger.error(text, _WHAT, self.path, why, kept.name, n_rows)
         return db
@@ -487,17 +507,25 @@ def _check(db: sqlite3.Connection) -> None:
     Raises:
         Damage: they are not.
     """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version in CHANGES:
+        raise _Outdated(
+            f"is of version {version}, and is brought up to date when the recorder starts: run "
+            "`ast-stream record`, or `ast-stream run`"
+        )
     expect_version(db, SCHEMA_VERSION)
     check_tables(db, SCHEMA)
 
 
 def _make_and_check(db: sqlite3.Connection) -> None:
-    """Make the tables of a database that is new, or check one that is not.
+    """Create the tables of a new database, or check an existing one.
 
     Raises:
         Damage: it cannot be used.
     """
     db.execute("PRAGMA synchronous = NORMAL")
+    for version in bring_up_to_date(db, CHANGES):
+        logger.info("%s of version %s is brought up to date", _WHAT, version)
     make_tables(db, SCHEMA, SCHEMA_VERSION)
     check_tables(db, SCHEMA)
     if _used_bytes(db) <= _CHECKED_BYTES:
@@ -505,6 +533,18 @@ def _make_and_check(db: sqlite3.Connection) -> None:
         if found != "ok":
             raise Damage(f"is damaged ({' '.join(str(found).split())})")
     db.execute("DELETE FROM origins WHERE origin NOT IN (SELECT origin FROM events)")
+    _follow_zone(db, Zone.here())
+
+
+def _follow_zone(db: sqlite3.Connection, here: Zone) -> None:
+    """Recount events by day, if the time zone of the machine has changed."""
+    if queries.zone(db) == here and db.execute("SELECT 1 FROM zone").fetchone() is not None:
+        return
+    with committed(db):
+        db.execute("DELETE FROM zone")
+        db.executemany("INSERT INTO zone VALUES (?, ?)", here.offsets)
+        for statement in COUNT_DAYS:
+            db.execute(statement)
 
 
 def _used_bytes(db: sqlite3.Connection) -> int:
@@ -520,7 +560,7 @@ def _delete_oldest(db: sqlite3.Connection, before_ns: int | None) -> int:
     """Delete some of the oldest rows, inside a transaction; return how many.
 
     Args:
-        before_ns: only what is older than this; None: whatever is the oldest.
+        before_ns: only rows older than this; None: the oldest ones.
     """
     where = "" if before_ns is None else f"WHERE onset_ns < {before_ns}"
     rows = db.execute(
@@ -531,7 +571,7 @@ def _delete_oldest(db: sqlite3.Connection, before_ns: int | None) -> int:
         "DELETE FROM clips WHERE event_id = ? AND path = ''", [(id,) for _, id, _ in rows]
     )
     db.executemany("DELETE FROM events WHERE rowid = ?", [(rowid,) for rowid, _, _ in rows])
-    if before_ns is None:  # what else is as old as the events
+    if before_ns is None:  # also other rows that are as old as the events
         before_ns = rows[-1][2] + 1 if rows else 2**62
     n_deleted = len(rows)
     n_deleted += db.execute(
@@ -545,29 +585,6 @@ def _delete_oldest(db: sqlite3.Connection, before_ns: int | None) -> int:
         (before_ns,),
     ).rowcount
     return n_deleted
-
-
-def _salvage(db: sqlite3.Connection, kept: Path) -> int:
-    """Copy the rows of a damaged database that satisfy the schema; return how many there are."""
-    n_rows = 0
-    if not kept.is_file():
-        return 0
-    try:
-        old = sqlite3.connect(kept, isolation_level=None)
-    except sqlite3.Error:
-        return 0
-    with closing(old):
-        old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
-        with committed(db):
-            for table in _TABLES:
-                columns = table_columns(db, table)
-                insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(columns))})"
-                # what is beyond a broken page is not certain, and other tables may be whole
-                with suppress(sqlite3.Error, MemoryError, UnicodeError):
-                    for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
-                        with suppress(sqlite3.IntegrityError, UnicodeError, OverflowError):
-                            n_rows += db.execute(insert, row).rowcount
-    return n_rows
 
 
 _TABLES = (

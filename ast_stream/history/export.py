@@ -1,7 +1,7 @@
 """Events for other programs: CSV, Parquet, Audacity label tracks, Raven selection tables.
 
-Label tracks and selection tables count seconds from the beginning of a recording, so somebody must
-say when it began. In all of them an event that has not ended has no length.
+Label tracks and selection tables count seconds from the beginning of a recording, so its start must
+be given. In all formats an event that has not ended has no duration.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Message = EventMessage | GapMessage
 
 
 def fields_of(event: EventRecord) -> dict[str, Any]:
-    """Return an event by `COLUMNS`, with times in nanoseconds."""
+    """Return the fields of an event by `COLUMNS`, with times in nanoseconds."""
     return {
         "id": event.id,
         "stream": event.stream,
@@ -76,7 +76,7 @@ def as_json(event: EventRecord) -> dict[str, Any]:
 
 
 def csv_lines(events: Iterable[EventRecord]) -> Iterator[str]:
-    """Yield the header and the rows of a CSV file, each with its end of line."""
+    """Yield the header and the rows of a CSV file, each with its line terminator."""
     yield _csv_line(COLUMNS)
     for event in events:
         fields = as_json(event) | {"labels": json.dumps(event.labels, ensure_ascii=False)}
@@ -91,7 +91,7 @@ def audacity_lines(events: Iterable[EventRecord], start_ns: int) -> Iterator[str
 
 
 def raven_lines(events: Iterable[EventRecord], start_ns: int) -> Iterator[str]:
-    """Yield a selection table of Raven, in seconds since `start_ns`; all frequencies are in it."""
+    """Yield a Raven selection table, in seconds since `start_ns`, spanning all frequencies."""
     yield "\t".join(_RAVEN) + "\n"
     for number, event in enumerate(events, start=1):
         onset_s, offset_s = _seconds(event, start_ns)
@@ -108,7 +108,7 @@ def write_parquet(events: Iterable[EventRecord], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    pa: Any = importlib.import_module("pyarrow")  # it has no types
+    pa: Any = importlib.import_module("pyarrow")  # untyped
     parquet: Any = importlib.import_module("pyarrow.parquet")
     time = pa.timestamp("ns", tz="UTC")
     kinds = {
@@ -128,9 +128,9 @@ def write_parquet(events: Iterable[EventRecord], path: Path) -> None:
 
 
 def messages_of(event: EventRecord) -> Iterator[EventMessage]:
-    """Yield begin and end of an event as the feed had them, for rules.
+    """Yield the `begin` and `end` of an event as messages of the feed, for rules.
 
-    What came in between is not kept: the begin has the highest score of the whole event.
+    The updates in between are not stored, so the `begin` has the highest score of the whole event.
     """
     captured_ns = event.onset_ns if event.captured_ns is None else event.captured_ns
     begin = EventMessage(
@@ -139,6 +139,7 @@ def messages_of(event: EventRecord) -> Iterator[EventMessage]:
         onset_ns=event.onset_ns, uncertainty_s=event.uncertainty_s,
         onset_sample=event.onset_sample, epoch=event.epoch, captured_ns=captured_ns,
         scored_ns=event.scored_ns, model=event.model, watcher_score=event.watcher_score,
+        verifier_score=event.verifier_score,
     )  # fmt: skip
     yield begin
     if event.offset_ns is not None:
@@ -161,10 +162,10 @@ def messages_of(event: EventRecord) -> Iterator[EventMessage]:
 def in_order(
     events: Iterable[EventRecord], gaps: Iterable[GapRecord] = ()
 ) -> Iterator[EventMessage | GapMessage]:
-    """Yield the messages of events and gaps in the order of the sound, see `messages_of`.
+    """Yield the messages of events and gaps in the order of the audio; see `messages_of`.
 
     Args:
-        events, gaps: each the oldest first.
+        events, gaps: oldest first.
     """
     numbers = count()
     waiting: list[tuple[int, int, _Message]] = []
@@ -174,7 +175,7 @@ def in_order(
         key=itemgetter(0),
     )
     for at_ns, messages in records:
-        while waiting and waiting[0][0] <= at_ns:  # what follows was captured later than that
+        while waiting and waiting[0][0] <= at_ns:  # everything that follows was captured later
             yield heappop(waiting)[2]
         for message in messages:
             captured_ns = message.captured_ns if isinstance(message, EventMessage) else at_ns
@@ -189,7 +190,7 @@ def _gap_message(gap: GapRecord) -> GapMessage:
 
 
 def _end_captured_ns(event: EventRecord, captured_ns: int) -> int:
-    """Return when the end was known: the message is later than that by the scoring alone."""
+    """Return when the audio that decided the end was captured; the message followed its scoring."""
     late_ns = 0
     if event.published_ns is not None:
         late_ns = max(0, event.published_ns - captured_ns)

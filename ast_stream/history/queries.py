@@ -1,17 +1,21 @@
-"""The questions that a history answers, as SQL; each page is read along an index."""
+"""Queries of the history in SQL; each page of results is read along an index."""
 
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+from ast_stream.history.days import Zone
 from ast_stream.history.records import (
     AlertQuery,
     AlertRecord,
     ClipRecord,
-    Count,
+    EventCount,
     EventQuery,
     EventRecord,
     GapRecord,
@@ -30,11 +34,10 @@ from ast_stream.history.rows import (
     verdict_record,
 )
 from ast_stream.history.schema import HOUR_NS
-from ast_stream.units import NS_PER_SECOND
 
-_MERGED = 40  # classes or streams whose pages are merged; of more, all events are looked through
+_MERGED = 40  # classes or streams whose pages are merged; with more, all events are scanned
 _CLIPS_AT_ONCE = 1000
-_STEP_NS = {"hour": HOUR_NS, "day": 24 * HOUR_NS}
+_DAY = timedelta(days=1)
 
 
 class _Where:
@@ -49,23 +52,23 @@ class _Where:
         self.values += values
 
     def add_any(self, column: str, wanted: Sequence[str]) -> None:
-        """Restrict a column to some values; none restrict nothing."""
+        """Restrict a column to some values; an empty list does not restrict."""
         if wanted:
             self.add(f"{column} IN ({', '.join('?' * len(wanted))})", *wanted)
 
-    def add_span(self, column: str, since_ns: int | None, until_ns: int | None) -> None:
-        if since_ns is not None:
-            self.add(f"{column} >= ?", since_ns)
-        if until_ns is not None:
-            self.add(f"{column} < ?", until_ns)
+    def add_span(self, column: str, since: Any, until: Any) -> None:
+        if since is not None:
+            self.add(f"{column} >= ?", since)
+        if until is not None:
+            self.add(f"{column} < ?", until)
 
     def add_page(self, columns: str, after: tuple[Any, ...] | None, *, newest_first: bool) -> None:
-        """Continue behind the last row of the page before."""
+        """Continue after the last row of the previous page."""
         if after is None:
             return
         first = columns.split(", ")[0]
         sign = "<" if newest_first else ">"
-        self.add(f"{first} {sign}= ?", after[0])  # this one is looked up in the index
+        self.add(f"{first} {sign}= ?", after[0])  # lets SQLite use the index
         self.add(f"({columns}) {sign} ({', '.join('?' * len(after))})", *after)
 
     def __str__(self) -> str:
@@ -73,7 +76,7 @@ class _Where:
 
 
 def event(db: sqlite3.Connection, event_id: str) -> EventRecord | None:
-    """Return one event, None if it is not there."""
+    """Return an event; None: there is none with this id."""
     row = db.execute(
         f"SELECT {EVENT_COLUMNS} FROM events JOIN origins USING (origin) WHERE id = ?", (event_id,)
     ).fetchone()
@@ -91,7 +94,7 @@ def events(db: sqlite3.Connection, query: EventQuery) -> list[EventRecord]:
             f" {where} ORDER BY {order} LIMIT ?)"
         )
         values += [*where.values, query.limit]
-    # the pages of all parts are merged, and only what is on the merged one is read from the table
+    # the index pages of all values are merged, and only the rows of the result are then read
     chosen = f"SELECT place FROM ({' UNION ALL '.join(parts)}) ORDER BY {order} LIMIT ?"
     rows = db.execute(
         f"SELECT {EVENT_COLUMNS} FROM events JOIN origins USING (origin)"
@@ -118,7 +121,7 @@ def gaps(
     streams: Sequence[str],
     limit: int,
 ) -> list[GapRecord]:
-    """Return the oldest gaps that begin between two moments."""
+    """Return the oldest gaps that begin in a time range."""
     where = _Where()
     where.add_span("start_ns", since_ns, until_ns)
     where.add_any("stream", streams)
@@ -179,50 +182,88 @@ def verdicts(db: sqlite3.Connection, event_id: str | None) -> list[VerdictRecord
     return [verdict_record(row) for row in rows]
 
 
+def zone(db: sqlite3.Connection) -> Zone:
+    """Return the time zone by which events are counted by day."""
+    rows = db.execute("SELECT since_ns, offset_s FROM zone ORDER BY since_ns").fetchall()
+    return Zone(tuple((since_ns, offset_s) for since_ns, offset_s in rows) or ((0, 0),))
+
+
+class _Counted(NamedTuple):
+    """The table from which spans are counted.
+
+    Attributes:
+        bounds: of the spans, in the unit of `column`.
+        n: SQL of the count of a row, and of the sum of several.
+        is_single: each span is one value of the column.
+    """
+
+    table: str
+    column: str
+    bounds: Sequence[Any]
+    n: tuple[str, str]
+    is_single: bool
+
+
 def counts(
     db: sqlite3.Connection,
-    by: Literal["hour", "day"],
-    since_ns: int,
-    until_ns: int,
+    bounds_ns: Sequence[int],
     streams: Sequence[str],
     classes: Sequence[str],
-    utc_offset_s: int,
-) -> list[Count]:
-    """Return how many events began in each hour or day, by stream and class, oldest first."""
-    step_ns, shift_ns = _STEP_NS[by], utc_offset_s * NS_PER_SECOND
-    by_hour = shift_ns % HOUR_NS == since_ns % HOUR_NS == until_ns % HOUR_NS == 0
+    *,
+    by_stream: bool,
+) -> list[EventCount]:
+    """Return the number of events of each class in consecutive time spans."""
+    if len(bounds_ns) < 2:
+        return []
+    table, column, bounds, (n, sum_n), is_single = _counted(zone(db), bounds_ns)
     where = _Where()
     where.add_any("stream", streams)
     where.add_any("class", classes)
-    if by_hour and by == "hour":
-        where.add_span("hour", since_ns // HOUR_NS, until_ns // HOUR_NS)
-        question = f"SELECT hour, stream, class, n_events FROM hours {where} ORDER BY 1, 2, 3"
-        shift_ns = 0
-    elif by_hour:
-        where.add_span("hour", since_ns // HOUR_NS, until_ns // HOUR_NS)
-        question = (
-            f"SELECT (hour + {shift_ns // HOUR_NS}) / 24, stream, class, sum(n_events) FROM hours"
-            f" {where} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-        )
-    else:  # hours that are not whole are counted
-        where.add_span("onset_ns", since_ns, until_ns)
-        question = (
-            f"SELECT (onset_ns + {shift_ns}) / {step_ns}, stream, class, count(*) FROM events"
-            f" INDEXED BY events_by_time {where} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-        )
+    where.add_span(column, bounds[0], bounds[-1])
+    stream, place = (
+        ("stream", f"{column}, class, stream") if by_stream else ("''", f"{column}, class")
+    )
+    asked = f"SELECT {column}, {stream}, class,"
+    if by_stream and is_single:  # one row each
+        question = f"{asked} {n} FROM {table} {where} ORDER BY {place}"
+    else:
+        question = f"{asked} {sum_n} FROM {table} {where} GROUP BY {place} ORDER BY {place}"
+    rows = db.execute(question, where.values)
+    if is_single:
+        starts = dict(zip(bounds, bounds_ns, strict=True))
+        return [EventCount(starts[key], stream, class_, n) for key, stream, class_, n in rows]
+    sums: dict[tuple[int, str, str], int] = {}
+    for key, stream, class_, n in rows:
+        span = bisect_right(bounds, key) - 1, class_, stream
+        sums[span] = sums.get(span, 0) + n
     return [
-        Count(number * step_ns - shift_ns, stream, class_, n)
-        for number, stream, class_, n in db.execute(question, where.values)
+        EventCount(bounds_ns[at], stream, class_, n)
+        for (at, class_, stream), n in sorted(sums.items())
     ]
 
 
+def _counted(own: Zone, bounds_ns: Sequence[int]) -> _Counted:
+    """Return the table that has the counts for these bounds in the fewest rows."""
+    sums = "n_events", "sum(n_events)"
+    if all(map(own.begins_day, bounds_ns)):
+        days = [own.date_of(bound) for bound in bounds_ns]
+        is_single = all(later - day == _DAY for day, later in pairwise(days))
+        return _Counted("days", "day", [day.isoformat() for day in days], sums, is_single)
+    if not any(bound % HOUR_NS for bound in bounds_ns):
+        hours = [bound // HOUR_NS for bound in bounds_ns]
+        is_single = all(later - hour == 1 for hour, later in pairwise(hours))
+        return _Counted("hours", "hour", hours, sums, is_single)
+    table = "events INDEXED BY events_by_time"
+    return _Counted(table, "onset_ns", bounds_ns, ("1", "count(*)"), is_single=False)
+
+
 def names(db: sqlite3.Connection) -> tuple[list[str], list[str]]:
-    """Return the streams, and the classes, of which there are events."""
+    """Return the streams and the classes that have events."""
     return _distinct(db, "stream"), _distinct(db, "class")
 
 
 def _distinct(db: sqlite3.Connection, column: str) -> list[str]:
-    # from each value to the next along the index, without the events in between
+    # jumps from each value to the next in the index, skipping the events in between
     rows = db.execute(
         f"WITH RECURSIVE found (name) AS (SELECT min({column}) FROM events UNION ALL"
         f" SELECT (SELECT min({column}) FROM events WHERE {column} > name) FROM found"
@@ -232,7 +273,7 @@ def _distinct(db: sqlite3.Connection, column: str) -> list[str]:
 
 
 def _along(query: EventQuery) -> Iterator[tuple[str, tuple[str, str] | None]]:
-    """Yield the indexes along which a page is read, and the value of their first column."""
+    """Yield the indexes from which a page is read, each with the value of its first column."""
     if query.has_clip:
         yield "events_recorded", None
     elif query.has_verdict or query.verdicts:

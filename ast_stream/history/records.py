@@ -1,7 +1,7 @@
-"""What the history holds: rows as records, and what is asked for as queries.
+"""Records of the history, one for each kind of row, and the queries for them.
 
-Times are integer nanoseconds since 1970 UTC, positions sample indices at 16 kHz in an epoch. Scores
-are in [0, 1].
+Times are integer nanoseconds since 1970 UTC, positions are sample indices at 16 kHz in an epoch,
+and scores are in [0, 1].
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class EventRecord:
     Attributes:
         class_: slug of the label, as in topics.
         state: the newest message about it; `end` when it is over.
-        score: of the window that decided that it began; where the `begin` was missed, that of the
-            first message that came.
+        score: of the window that decided the begin; if the `begin` was missed, the score of the
+            first message received.
         peak: highest score so far.
         mean: mean score while it lasted; None until it has ended.
         onset_ns, offset_ns: start and end of the sound; the end is None until it is known.
         epoch: run of the capture process; None in events written by hand.
         captured_ns, scored_ns, published_ns: of its `begin`: when the last sample of the deciding
-            window was captured, when it was scored, when the message was published. None where
-            the `begin` was missed.
+            window was captured, when it was scored, when the message was published. None if the
+            `begin` was missed.
         updated_ns: when the newest message was published.
         reason: why it ended; None until then.
         labels: of the stream.
-        verdict: the newest of a person; None: nobody has judged it.
-        has_clip: whether there is a recording of it.
+        verdict: the newest verdict; None: it was not judged.
+        has_clip: whether there is a clip of it.
     """
 
     id: str
@@ -61,6 +61,7 @@ class EventRecord:
     duration_reliable: bool
     reason: str | None
     watcher_score: float | None
+    verifier_score: float | None
     captured_ns: int | None
     scored_ns: int | None
     published_ns: int | None
@@ -73,7 +74,7 @@ class EventRecord:
 
     @property
     def is_open(self) -> bool:
-        """Whether its end is not known."""
+        """Whether it has not ended."""
         return self.state != "end"
 
     @property
@@ -83,7 +84,7 @@ class EventRecord:
 
     @property
     def key(self) -> Key:
-        """Its place in the order of events: where the next page begins."""
+        """Its place in the order of events, after which the next page begins."""
         return self.onset_ns, self.id
 
 
@@ -92,9 +93,9 @@ class GapRecord:
     """Audio that is lost for good.
 
     Attributes:
-        start_ns: when the first lost sample was captured; where that is not known, when the gap
+        start_ns: when the first lost sample was captured or, if that is not known, when the gap
             was published.
-        is_time_known: which of the two.
+        is_time_known: it is the time of capture.
     """
 
     stream: str
@@ -107,19 +108,20 @@ class GapRecord:
 
     @property
     def stop_ns(self) -> int:
-        """When the first sample behind it was captured."""
+        """When the first sample after it was captured."""
         return self.start_ns + samples_to_ns(self.samples)
 
 
 @dataclass(frozen=True)
 class AlertRecord:
-    """One alert, as it was published last.
+    """One alert, as last published.
 
     Attributes:
-        started_ns: when the sound that began it began.
+        started_ns: when the sound began that caused it.
         events: ids of the events that caused it, oldest first.
-        updated_ns: when it was published last.
+        updated_ns: when it was last published.
         reason: why it ended; None until then.
+        best: with a `same_sound` rule, the event that heard the sound best; otherwise None.
     """
 
     id: str
@@ -137,18 +139,19 @@ class AlertRecord:
     suppressed: int
     reason: str | None
     updated_ns: int
+    best: str | None = None
 
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """A recording of an event, or of a part of a long one; events that overlap may share a file.
+    """The clip of an event, or of a part of a long one; overlapping events may share a file.
 
     Attributes:
-        part: from 0, where a long event was cut.
-        path: relative to the folder of the clips; empty: there is no clip, and `note` says why.
-        start_sample, stop_sample: what is in it, with pre-roll and post-roll.
+        part: number of the part of a long event, from 0.
+        path: relative to the folder of clips; empty: there is no clip, and `note` says why.
+        start_sample, stop_sample: the range of samples, with pre-roll and post-roll.
         start_ns: when its first sample was captured.
-        note: what is particular about it, such as missing pre-roll; may be empty.
+        note: a remark, such as missing pre-roll; may be empty.
     """
 
     event_id: str
@@ -166,11 +169,11 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class VerdictRecord:
-    """What a person says of an event; the newest of an event counts.
+    """A person's verdict on an event; the newest one counts.
 
     Attributes:
-        label: what it really was, for the verdict `other`; else None.
-        by: who says so.
+        label: the correct label, for the verdict `other`; otherwise None.
+        by: name of the person.
     """
 
     event_id: str
@@ -183,16 +186,16 @@ class VerdictRecord:
 
 @dataclass(frozen=True)
 class EventQuery:
-    """Which events are asked for; what is empty or None does not restrict.
+    """A query of events; fields that are empty or None do not restrict.
 
     Attributes:
         classes: slugs.
-        since_ns, until_ns: the sound began from then on, and before.
-        min_score: of the peak.
+        since_ns, until_ns: range of the onset, half-open.
+        min_score: minimum of the peak.
         verdicts: the newest verdict is one of these.
-        newest_first: else the oldest is.
-        after: the key of the last event of the page before; None: the first page.
-        limit: events on a page.
+        newest_first: order; otherwise oldest first.
+        after: key of the last event of the previous page; None: the first page.
+        limit: events per page.
     """
 
     streams: tuple[str, ...] = ()
@@ -210,14 +213,14 @@ class EventQuery:
 
 @dataclass(frozen=True)
 class AlertQuery:
-    """Which alerts are asked for; what is empty or None does not restrict.
+    """A query of alerts; fields that are empty or None do not restrict.
 
     Attributes:
-        since_ns, until_ns: the sound that began it began from then on, and before.
+        since_ns, until_ns: range of `started_ns`, half-open.
         event_id: one of the events that caused it.
-        newest_first: else the oldest is.
-        after: start in ns and id of the last alert of the page before.
-        limit: alerts on a page.
+        newest_first: order; otherwise oldest first.
+        after: start in ns and id of the last alert of the previous page.
+        limit: alerts per page.
     """
 
     rules: tuple[str, ...] = ()
@@ -230,11 +233,12 @@ class AlertQuery:
     limit: int = 100
 
 
-class Count(NamedTuple):
-    """How many events of a class began on a stream within an hour or a day.
+class EventCount(NamedTuple):
+    """The number of events of a class that began in a time span, such as an hour or a day.
 
     Attributes:
-        start_ns: the beginning of the hour or the day.
+        start_ns: start of the span.
+        stream: on which they began; empty: on any stream.
     """
 
     start_ns: int
@@ -245,15 +249,15 @@ class Count(NamedTuple):
 
 @dataclass
 class Figures:
-    """What happened to messages on their way into the history.
+    """Counters of messages for the history or the score log.
 
     Attributes:
-        written: messages that are in it.
-        malformed: messages that do not follow the format, and were skipped.
-        write_errors: attempts to write that the disk refused.
-        dropped: messages that are lost because too many waited for the disk.
+        written: messages written.
+        malformed: messages that were skipped because of their format.
+        write_errors: failed attempts to write.
+        dropped: messages lost because too many waited for the disk.
         waiting: messages that wait for the disk.
-        repeated: messages that came twice, where these are counted.
+        repeated: duplicates, if they are counted.
     """
 
     written: int = 0

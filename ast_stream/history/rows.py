@@ -1,4 +1,4 @@
-"""Messages of the feed as changes of the database, and its rows as records."""
+"""Writes feed messages to the database, and reads its rows as records."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ast_stream.messages.event import EventMessage, FeedMessage, GapMessage
 from ast_stream.units import NS_PER_SECOND
 
 KINDS = ("event", "gap", "alert")
-"""First words of the topics that have a place in the history."""
+"""First words of the topics that are stored in the history."""
 
-# an event that lasts is published each second; its row is written again less often
+# a long event is published each second; its row is updated less often
 _UPDATE_EVERY_NS = 10 * NS_PER_SECOND
 
 EVENT_COLUMNS = (
     "id, stream, class, label, class_index, state, score, peak, mean, onset_ns, offset_ns, "
     "onset_sample, offset_sample, at_sample, uncertainty_s, duration_reliable, reason, "
-    "watcher_score, captured_ns, scored_ns, published_ns, updated_ns, epoch, model, labels, "
-    "verdict, has_clip"
+    "watcher_score, verifier_score, captured_ns, scored_ns, published_ns, updated_ns, epoch, "
+    "model, labels, verdict, has_clip"
 )
 GAP_COLUMNS = "stream, epoch, start_sample, samples, start_ns, is_time_known, reason"
 ALERT_COLUMNS = (
     "id, fingerprint, rule, state, severity, group_labels, labels, annotations, started_ns, "
-    "fired_ns, resolved_ns, suppressed, reason, updated_ns"
+    "fired_ns, resolved_ns, suppressed, reason, updated_ns, best"
 )
 CLIP_COLUMNS = (
     "event_id, part, path, stream, epoch, start_sample, stop_sample, start_ns, format, "
@@ -46,14 +46,16 @@ _RELIABLE = EVENT_COLUMNS.split(", ").index("duration_reliable")
 _INSERT_EVENT = """
 INSERT INTO events (id, stream, class, label, class_index, origin, state, onset_ns, offset_ns,
     onset_sample, offset_sample, at_sample, uncertainty_s, duration_reliable, reason, score, peak,
-    mean, watcher_score, captured_ns, scored_ns, published_ns, updated_ns)
+    mean, watcher_score, verifier_score, captured_ns, scored_ns, published_ns, updated_ns)
 VALUES (:id, :stream, :class, :label, :class_index, :origin, :state, :onset_ns, :offset_ns,
     :onset_sample, :offset_sample, :at_sample, :uncertainty_s, :duration_reliable, :reason, :score,
-    :peak, :mean, :watcher_score, :captured_ns, :scored_ns, :published_ns, :updated_ns)
+    :peak, :mean, :watcher_score, :verifier_score, :captured_ns, :scored_ns, :published_ns,
+    :updated_ns)
 ON CONFLICT (id) DO NOTHING
 """
 _SET_BEGIN = """
-UPDATE events SET score = :score, watcher_score = :watcher_score, captured_ns = :captured_ns,
+UPDATE events SET score = :score, watcher_score = :watcher_score,
+    verifier_score = :verifier_score, captured_ns = :captured_ns,
     scored_ns = :scored_ns, published_ns = :published_ns
 WHERE id = :id AND published_ns IS NULL
 """
@@ -76,13 +78,13 @@ _CHANGE_ALERT = """
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, annotations = excluded.annotations,
     fired_ns = excluded.fired_ns, resolved_ns = excluded.resolved_ns,
     suppressed = excluded.suppressed, reason = excluded.reason, updated_ns = excluded.updated_ns,
-    boot = excluded.boot, seq = excluded.seq
+    boot = excluded.boot, seq = excluded.seq, best = excluded.best
 WHERE state != 'resolved' AND (boot != excluded.boot OR seq < excluded.seq)
 """
 
 
 def write_message(db: sqlite3.Connection, message: FeedMessage) -> None:
-    """Write what a message says, inside a transaction; one that came before changes nothing.
+    """Store a message, inside a transaction; a repeated message changes nothing.
 
     Raises:
         WireError: it does not follow the format.
@@ -114,11 +116,11 @@ def gap_record(row: Sequence[Any]) -> GapRecord:
 def alert_record(row: Sequence[Any], events: Iterable[str]) -> AlertRecord:
     """Return the record of a row of `ALERT_COLUMNS` and the ids of its events."""
     id, fingerprint, rule, state, severity, group, labels, annotations, *times = row
-    started_ns, fired_ns, resolved_ns, suppressed, reason, updated_ns = times
+    started_ns, fired_ns, resolved_ns, suppressed, reason, updated_ns, best = times
     words = _words(group), _words(labels), _words(annotations)
     return AlertRecord(
         id, fingerprint, rule, state, severity, *words,
-        started_ns, fired_ns, resolved_ns, tuple(events), suppressed, reason, updated_ns,
+        started_ns, fired_ns, resolved_ns, tuple(events), suppressed, reason, updated_ns, best,
     )  # fmt: skip
 
 
@@ -153,6 +155,7 @@ def _write_event(db: sqlite3.Connection, event: EventMessage, updated_ns: int) -
         "peak": event.peak,
         "mean": event.mean,
         "watcher_score": event.watcher_score,
+        "verifier_score": event.verifier_score,
         "captured_ns": event.captured_ns if is_begin else None,
         "scored_ns": event.scored_ns if is_begin else None,
         "published_ns": updated_ns if is_begin else None,
@@ -180,7 +183,7 @@ def _origin(db: sqlite3.Connection, event: EventMessage) -> int:
 
 
 def _note_what_came_before(db: sqlite3.Connection, event_id: str) -> None:
-    """Note in a new row the clip and the verdict that were written before it."""
+    """Update a new row from the clip and the verdict that were written before it."""
     db.execute(
         "UPDATE events SET has_clip = 1 WHERE id = ?"
         " AND id IN (SELECT event_id FROM clips WHERE path != '')",
@@ -190,7 +193,7 @@ def _note_what_came_before(db: sqlite3.Connection, event_id: str) -> None:
 
 
 def set_verdict(db: sqlite3.Connection, event_id: str) -> None:
-    """Note the newest verdict of an event in its row."""
+    """Update the row of an event from its newest verdict."""
     db.execute(
         "UPDATE events SET verdict = (SELECT verdict FROM verdicts WHERE event_id = events.id"
         " ORDER BY number DESC LIMIT 1)"
@@ -215,7 +218,7 @@ def _write_alert(db: sqlite3.Connection, alert: Alert, message: FeedMessage) -> 
         alert.id, alert.fingerprint, alert.rule, alert.state, alert.severity, _json(alert.group),
         _json(alert.labels), _json(alert.annotations), alert.started_ns, alert.fired_ns,
         alert.resolved_ns, alert.suppressed, alert.reason,
-        message.published_ns or alert.started_ns, boot, seq,
+        message.published_ns or alert.started_ns, alert.best, boot, seq,
     )  # fmt: skip
     changed = db.execute(
         f"INSERT INTO alerts ({ALERT_COLUMNS}, boot, seq)"
@@ -235,7 +238,7 @@ def _json(words: dict[str, str]) -> str:
 
 
 def _words(text: str) -> dict[str, str]:
-    """Return the words in a column; none where the disk has damaged them."""
+    """Return the key-value pairs in a column; empty if they are damaged."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

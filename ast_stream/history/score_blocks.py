@@ -1,9 +1,9 @@
 """Scores on disk: blocks of consecutive windows of one stream, one after another in a file.
 
-A block is a line of JSON, which begins with its checksum and says whose scores follow; then the
-highest score of each class, as float16; then all scores, exactly as they were published. Two
-neighbours of one class hardly differ, so what is compressed are the differences of their bits, all
-high bytes before all low ones. Lines of another kind name the classes of a model.
+A block is a line of JSON, which begins with its checksum and identifies the scores; then the
+highest score of each class, as float16; then all scores, exactly as published. Consecutive scores
+of a class hardly differ, so the differences of their bits are compressed, all high bytes before all
+low ones. Lines of another kind have the class names of a model.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ScoreSpan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where a block is, and what its line says."""
+    """The place of a block in a file, with the content of its line."""
 
     stream: str
     epoch: str
@@ -160,10 +160,10 @@ def encode_model(model: str, labels: Sequence[str]) -> bytes:
 
 
 def decode_scores(payload: bytes, place: Place) -> Scores16:
-    """Return the scores in what follows a line, shape (n_windows, n_classes).
+    """Return the scores in the payload of a block, shape (n_windows, n_classes).
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: it is damaged.
     """
     if len(payload) != place.n_bytes or zlib.crc32(payload) != place.crc:
         raise DamagedFileError(f"{_WHAT}: expected another checksum")
@@ -178,7 +178,7 @@ def decode_scores(payload: bytes, place: Place) -> Scores16:
     high, low = np.frombuffer(planes, np.uint8).reshape(2, place.n_classes, place.n_windows)
     steps = high.astype(np.uint16) << np.uint16(8) | low
     scores = np.cumsum(steps, axis=1, dtype=np.uint16).T.copy().view(np.float16)
-    if not ((scores >= 0) & (scores <= 1)).all():  # not a number is neither
+    if not ((scores >= 0) & (scores <= 1)).all():  # NaN is neither
         raise DamagedFileError(f"{_WHAT}: expected scores from 0 to 1")
     return scores
 
@@ -194,7 +194,7 @@ class BlockFile(LineFile):
 
     Attributes:
         places: its blocks, in the order in which they were written.
-        labels: of models that it names.
+        labels: of the models that it names.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,7 +204,7 @@ class BlockFile(LineFile):
         self._scanned = 0
 
     def scan(self) -> None:
-        """Look at what was written since the last scan; a torn end is left for later.
+        """Index what was written since the last scan; an incomplete end is left for later.
 
         Raises:
             OSError: the file cannot be read.
@@ -217,14 +217,14 @@ class BlockFile(LineFile):
                 if stop is None:
                     stop = _find_next(file, at + 1)
                     if stop is None:
-                        break  # torn, or not wholly written yet
+                        break  # torn, or not completely written yet
                     self.damaged += 1
                 else:
                     self._scanned = self.size = stop
                 at = stop
 
     def read(self, place: Place) -> bytes:
-        """Return what follows the line of a block.
+        """Return the payload of a block.
 
         Raises:
             OSError: the file cannot be read.
@@ -234,7 +234,7 @@ class BlockFile(LineFile):
             return file.read(place.n_bytes)
 
     def _scan_one(self, file: BinaryIO, at: int, n_bytes: int) -> int | None:
-        """Take note of what begins at a byte; return where it ends, None if it is damaged."""
+        """Index the block or line at an offset; return where it ends, None if it is damaged."""
         file.seek(at)
         line = file.readline(_MAX_LINE_BYTES)
         if not has_checksum(line):
@@ -264,7 +264,7 @@ class BlockFile(LineFile):
 
 
 def _find_next(file: BinaryIO, at: int) -> int | None:
-    """Return where the next line with a checksum begins; None if there is none."""
+    """Return the offset of the next line with a checksum; None: there is none."""
     file.seek(at)
     rest = file.read()
     found = -1
@@ -287,7 +287,7 @@ def span_of(place: Place, labels: tuple[str, ...] | None, scores: Scores16) -> S
 
 
 def joined(spans: Iterable[ScoreSpan]) -> Iterator[ScoreSpan]:
-    """Yield the same scores, those that follow each other without a hole as one span."""
+    """Yield the same scores, with adjacent spans joined."""
     parts: list[ScoreSpan] = []
     for span in spans:
         if parts and not follows(parts[-1], span):
@@ -299,9 +299,9 @@ def joined(spans: Iterable[ScoreSpan]) -> Iterator[ScoreSpan]:
 
 
 def follows(span: ScoreSpan, following: ScoreSpan) -> bool:
-    """Return whether a span continues another one without a hole."""
+    """Return whether a span continues another one without missing windows."""
     step = int(following.ends[0] - span.ends[-1])
-    steps = {one.step for one in (span, following) if len(one.ends) > 1}
+    steps = {block_span.step for block_span in (span, following) if len(block_span.ends) > 1}
     return (
         (span.epoch, span.model, span.labels)
         == (following.epoch, following.model, following.labels)

@@ -1,8 +1,8 @@
-"""The log of scores: what the decision stage has seen, kept for a while to decide it anew.
+"""The score log: the input of the decision stage, stored for a while so that it can be run again.
 
-The recorder appends what `scores/` brings; blocks of up to `BLOCK_S` of a stream are written when
-they are full, so that a kill costs no more than that. What comes twice is kept once. The page and
-commands read the same files, along an index of their blocks that they hold in memory.
+The recorder appends the messages of `scores/`. Blocks of up to `BLOCK_S` of a stream are written
+when they are full, so that a kill loses no more than that. Duplicates are stored once. The page and
+commands read the same files, with an index of their blocks in memory.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns, seconds_
 
 FOLDER = "scores"
 BLOCK_S = 30.0
-MAX_STREAMS = 256  # with a block that is not full; of more the oldest is written
-MAX_UNWRITTEN = 1000  # blocks in memory while the disk takes none
+MAX_STREAMS = 256  # with an unfinished block; beyond this the oldest block is written
+MAX_UNWRITTEN = 1000  # blocks in memory while the disk cannot be written
 SEGMENT_BYTES = 8 * 1024 * 1024
-_MAX_DRIFT_NS = 5_000_000  # of the times in a block, from what its sample indices say
-_LONGEST_STEP = seconds_to_samples(10.0)  # more lies between two windows only where some are lost
-_RECENT_SEGMENTS = 2  # in which a writer looks up where the streams stand
-_STALE_NS = 86_400 * NS_PER_SECOND  # a file's own time may be wrong by so much
+_MAX_DRIFT_NS = 5_000_000  # between the times in a block and its sample indices
+_LONGEST_STEP = seconds_to_samples(10.0)  # a longer step means that windows are missing
+_RECENT_SEGMENTS = 2  # in which a new writer looks up the last window of each stream
+_STALE_NS = 86_400 * NS_PER_SECOND  # possible error of a file's modification time
 _WHAT = "score log"
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Growing:
-    """A block that is not full."""
+    """An unfinished block."""
 
     stream: str
     epoch: str
@@ -98,14 +98,14 @@ class ScoreLog:
         folder: created if missing; used by one process at a time.
         max_bytes: of all files together.
         max_age_s: after which scores are deleted; None: not by age.
-        labels: returns those of the model in use, None if they are not known; asked when a model
-            is heard of.
-        wall_s: the time of day, as the file system has it.
+        labels: returns the labels of the model in use, None if they are not known; called when a
+            new model appears.
+        wall_s: wall clock of the file system, seconds.
 
     Attributes:
-        figures: messages that are in it (or will be with their block), were malformed or came
-            twice; blocks that wait for the disk, or were dropped.
-        outage: reports while it cannot be written.
+        figures: messages written (or part of an unfinished block), malformed or repeated; blocks
+            that wait for the disk or were dropped.
+        outage: whether and why it cannot be written.
 
     Raises:
         StartupError: another process uses the folder.
@@ -129,8 +129,9 @@ class ScoreLog:
         self._unwritten: deque[bytes] = deque()
         segment_bytes = min(SEGMENT_BYTES, max_bytes // 4)
         self._folder = SegmentFolder(
-            folder, NAME, _WHAT, BlockFile, max_bytes, segment_bytes, max_age_s, wall_s, SUFFIX
-        )
+            folder, NAME, _WHAT, BlockFile, max_bytes, segment_bytes, max_age_s, wall_s, SUFFIX,
+            outage=self.outage,
+        )  # fmt: skip
         self._recent: list[Path] = []
         try:
             if folder.is_dir():
@@ -147,10 +148,10 @@ class ScoreLog:
         self.close()
 
     def set_model(self, model: str, labels: Sequence[str]) -> None:
-        """Say which model the scores that follow are of.
+        """Set the model of the scores that follow.
 
         Args:
-            model: its hash, as events and status name it.
+            model: its hash, as in events and status.
             labels: of its classes.
         """
         if self._model != (model, tuple(labels)):
@@ -158,7 +159,7 @@ class ScoreLog:
             self._model = model, tuple(labels)
 
     def note_model(self, model: str) -> None:
-        """Take note of the hash of the model that a worker uses now."""
+        """Set the hash of the model that a worker uses now."""
         if model != self._heard_of:
             self._heard_of = model
             labels = self._find_labels()
@@ -166,7 +167,7 @@ class ScoreLog:
                 self.set_model(model, labels)
 
     def append(self, message: FeedMessage) -> None:
-        """Take the scores of one window; other messages are passed over."""
+        """Append the scores of one window; other messages are ignored."""
         if message.kind != "scores":
             return
         scores = message.scores
@@ -179,7 +180,7 @@ class ScoreLog:
             return
         boot, _ = message.position
         epoch, end, last_boot = self._last.get(header.stream, ("", 0, ""))
-        # within a boot nothing comes twice: behind a gap windows may begin before the last one
+        # within a boot there are no duplicates: after a gap, windows may start before the last one
         if epoch == header.epoch and header.end_sample <= end and boot != last_boot:
             self.figures.repeated += 1
             return
@@ -199,14 +200,14 @@ class ScoreLog:
             self._write(self._growing.pop(header.stream))
 
     def flush(self) -> None:
-        """Write all blocks, also those that are not full."""
+        """Write all blocks, including unfinished ones."""
         while self._growing:
             _, block = self._growing.popitem()
             self._write(block)
         self.retry()
 
     def retry(self) -> None:
-        """Write what the disk has refused so far, and delete what is too old."""
+        """Write blocks that could not be written so far, and delete what is too old."""
         self._folder.purge()
         while self._unwritten:
             try:
@@ -224,7 +225,7 @@ class ScoreLog:
         self.figures.waiting = len(self._unwritten)
 
     def close(self) -> None:
-        """Write what there is, if the disk takes it, and release the folder."""
+        """Write all blocks, if the disk can be written, and release the folder."""
         self.flush()
         self._folder.close()
 
@@ -237,12 +238,13 @@ class ScoreLog:
             scores=np.stack(block.rows),
         )  # fmt: skip
         if named is not None and model is not None and self._needs_labels(encoded, model):
-            # in front of the first block of each file
+            # before the first block of each file
             encoded = encode_model(*named) + encoded
         self._unwritten.append(encoded)
         self.retry()
 
     def _needs_labels(self, encoded: bytes, model: str) -> bool:
+        self._folder.purge()
         segments = self._folder.segments
         if not segments or self._folder.newest_without_room_for(encoded) or self._unwritten:
             return True
@@ -253,7 +255,7 @@ class ScoreLog:
         return True
 
     def _scan(self, file: BlockFile, max_bytes: int) -> None:
-        """Look where the streams stand; of older files only the size is of interest."""
+        """Find the last window of each stream; of older files only the size matters."""
         if file.path not in self._recent:
             file.size = os.stat(file.path).st_size
             return
@@ -264,14 +266,14 @@ class ScoreLog:
 
 
 class ScoreReader:
-    """A reader of the log, beside the process that writes it; for any number of threads.
+    """A reader of the log, while another process may write it; for any number of threads.
 
     Args:
-        folder: of the log; it need not be there.
-        labels: of the classes where the log does not say which model the scores are of.
+        folder: of the log; it need not exist.
+        labels: of the classes, for scores whose model is not in the log.
 
     Attributes:
-        damaged: blocks and files that could not be read.
+        damaged: number of blocks and files that could not be read.
     """
 
     def __init__(self, folder: Path, labels: Sequence[str] | None = None) -> None:
@@ -291,14 +293,14 @@ class ScoreReader:
     ) -> list[ScoreSpan]:
         """Return the scores of windows that ended in [`since_ns`, `until_ns`), oldest first.
 
-        A span ends where windows are missing: at a gap, a restart, or where the recorder was away.
+        A span ends where windows are missing: at a gap, a restart, or while the recorder was down.
 
         Args:
-            labels: or slugs, of the columns that are wanted; None: all. Scores of models without
-                such a class are passed over.
+            labels: labels or slugs of the wanted columns; None: all. Scores of models without such
+                a class are skipped.
 
         Raises:
-            UsageError: there are scores, and no model has such a class.
+            UsageError: there are scores, but no model has such a class.
         """
         parts = []
         has_class = True
@@ -312,7 +314,7 @@ class ScoreReader:
         return list(joined(part for part in parts if len(part.ends)))
 
     def blocks(self, stream: str, since_ns: int, until_ns: int) -> Iterator[ScoreSpan]:
-        """Yield the blocks of a stream that have windows which ended between two moments."""
+        """Yield the blocks of a stream with windows that ended in a time range."""
         for file, place in self.places(stream, since_ns, until_ns):
             span = self.load(file, place)
             if span is not None:
@@ -324,8 +326,8 @@ class ScoreReader:
         """Return the highest score of a class in each block, from the index alone.
 
         Returns:
-            When the first and the last window of each block ended, shape (n_blocks, 2), and the
-            highest score in it, shape (n_blocks,).
+            When the first and the last window of each block ended (ns), shape (n_blocks, 2), and
+            its highest score, shape (n_blocks,).
         """
         times, scores = [], []
         for file, place in self.places(stream, since_ns, until_ns):
@@ -336,7 +338,7 @@ class ScoreReader:
         return np.array(times, np.int64).reshape(-1, 2), np.array(scores, np.float16)
 
     def streams(self) -> list[str]:
-        """Return the streams of which there are scores."""
+        """Return the streams that have scores."""
         return sorted({place.stream for file in self._current(0) for place in file.places})
 
     def span_ns(self) -> tuple[int, int] | None:
@@ -347,7 +349,7 @@ class ScoreReader:
         return min(p.start_ns for p in places), max(p.stop_ns for p in places)
 
     def places(self, stream: str, since_ns: int, until_ns: int) -> list[tuple[BlockFile, Place]]:
-        """Return where the blocks of a stream are, in the order in which they were written."""
+        """Return the places of a stream's blocks, in the order in which they were written."""
         return [
             (file, place)
             for file in self._current(since_ns)
@@ -356,14 +358,14 @@ class ScoreReader:
         ]
 
     def labels_of(self, file: BlockFile, place: Place) -> tuple[str, ...] | None:
-        """Return the labels of a block, None if they are not known."""
+        """Return the labels of a block; None: not known."""
         named = None if place.model is None else file.labels.get(place.model)
         if named is None and self._labels is not None and len(self._labels) == place.n_classes:
             named = self._labels
         return named
 
     def load(self, file: BlockFile, place: Place) -> ScoreSpan | None:
-        """Return the scores of a block; None if it is damaged or was deleted meanwhile."""
+        """Return the scores of a block; None: it is damaged or was deleted meanwhile."""
         try:
             scores = decode_scores(file.read(place), place)
         except FileNotFoundError:
@@ -375,7 +377,7 @@ class ScoreReader:
         return span_of(place, self.labels_of(file, place), scores)
 
     def _current(self, since_ns: int) -> list[BlockFile]:
-        """Return the files that may hold something since then, as they are now."""
+        """Return the current files that may have scores since then."""
         with self._lock:
             try:
                 numbers = segment_numbers(self.folder, NAME, SUFFIX)
@@ -402,10 +404,10 @@ class ScoreReader:
 
 
 def columns_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> list[int | None]:
-    """Return the columns of some classes; None for each that there is not.
+    """Return the column of each wanted class; None for a class that does not exist.
 
     Args:
-        labels: of all columns; None: they are not known.
+        labels: of all columns; None: not known.
         wanted: labels or slugs.
     """
     found = [None if labels is None else find_label(name, labels) for name in wanted]

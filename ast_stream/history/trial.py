@@ -1,11 +1,11 @@
-"""Trials: what would have been reported if scores had become events in another way.
+"""Trials: logged scores decided again, with other parameters.
 
-The scores of the log go through the one decision stage again, window for window as they came, with
-other parameters. With those that were in force the same events come out, but for what the float16
-of the feed rounds: a score within half a step of a threshold may be on its other side.
+The scores go through the same decision stage again, window by window, with other parameters. With
+the original parameters the result is the same events, except for the float16 rounding of the feed:
+a score within half a rounding step of a threshold may be on its other side.
 
-Scores are kept as they were decided by, averaged: a trial cannot smooth them in another way. Where
-scores are missing that are no gap of the stream (the recorder was away), nothing can be judged.
+Scores are logged after smoothing, so a trial cannot change the smoothing. Where scores are missing
+without a gap of the stream (the recorder was down), nothing can be judged.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from ast_stream.messages.event import EndReason, Event, EventMessage, Gap
 from ast_stream.sample_clock import SampleClock
 from ast_stream.units import NS_PER_SECOND, samples_to_ns, seconds_to_samples
 
-MODEL = "trial"  # of the events, in the place of a model's hash
-LEAD_NS = 120 * NS_PER_SECOND  # decided before what is asked for: what is open then is known
+MODEL = "trial"  # model of the events, instead of a hash
+LEAD_NS = 120 * NS_PER_SECOND  # decided before the requested time, to know what is open then
 _SILENT_HOLE = seconds_to_samples(0.2)  # a shorter gap was silence to the detector
 _SLOT = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What is known of the audio besides its scores; what is not costs events at its edges.
+    """What is known about the audio besides its scores; unknown facts affect events at its edges.
 
     Attributes:
         gaps: of all streams.
-        ends: end of the audio of a stream's epoch that is over, in samples.
+        ends: end of the audio of finished epochs, in samples, by stream and epoch.
         labels: of the streams, for the messages.
     """
 
@@ -52,14 +52,14 @@ class Heard:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial has found on one stream.
+    """The result of a trial on one stream.
 
     Attributes:
-        messages: of the events whose onset lies in the time that was asked for, as a worker would
-            have published them, in order.
-        n_windows: windows, or frames, that could be judged.
-        n_foreign: those that were scored by another model or at another hop, and were not.
-        holes: beginning and end of times without scores that are no gaps, in ns.
+        messages: of the events with an onset in the requested time, in order, as a worker would
+            have published them.
+        n_windows: number of windows, or frames, that were judged.
+        n_foreign: number of those that were not, since they have another model or hop.
+        holes: start and end of times without scores that are no gaps (ns).
     """
 
     stream: str
@@ -70,7 +70,7 @@ class TrialResult:
 
     @property
     def events(self) -> list[EventRecord]:
-        """The events, in order of their onsets; one that had not ended is open."""
+        """The events, by onset; one that had not ended is open."""
         return sorted(records_of(self.messages), key=lambda event: event.key)
 
 
@@ -84,11 +84,11 @@ def try_out(
     classes: Iterable[str] | None = None,
     heard: Heard | None = None,
 ) -> TrialResult:
-    """Decide the scores of a stream by `parameters`.
+    """Decide the logged scores of a stream with other parameters.
 
     Args:
-        since_ns, until_ns: events whose onset lies between them are wanted.
-        classes: labels or slugs of those that are wanted; None: all that are enabled.
+        since_ns, until_ns: range of the onsets.
+        classes: labels or slugs of the wanted classes; None: all that are enabled.
 
     Raises:
         UsageError: the parameters have no such class.
@@ -112,7 +112,7 @@ def refuse_other_smoothing(configured: DecisionParameters, tried: DecisionParame
     """Refuse parameters for which the log has no scores.
 
     Raises:
-        UsageError: a class would be smoothed in another way.
+        UsageError: a class has another smoothing.
     """
     changed = np.flatnonzero(configured.ema_alpha != tried.ema_alpha)
     if len(changed):
@@ -124,7 +124,7 @@ def refuse_other_smoothing(configured: DecisionParameters, tried: DecisionParame
 
 
 def records_of(messages: Iterable[EventMessage]) -> Iterator[EventRecord]:
-    """Yield events as the history has them, from messages in order."""
+    """Yield event records, as the history would have them, from messages in order."""
     begun: dict[str, EventMessage] = {}
     last: dict[str, EventMessage] = {}
     for message in messages:
@@ -139,7 +139,7 @@ def records_of(messages: Iterable[EventMessage]) -> Iterator[EventRecord]:
             onset_sample=message.onset_sample, offset_sample=message.offset_sample,
             at_sample=message.at_sample, uncertainty_s=message.uncertainty_s,
             duration_reliable=message.duration_reliable, reason=message.reason,
-            watcher_score=first.watcher_score, captured_ns=first.captured_ns,
+            watcher_score=first.watcher_score, verifier_score=None, captured_ns=first.captured_ns,
             scored_ns=first.scored_ns, published_ns=None, updated_ns=message.captured_ns,
             epoch=message.epoch, model=message.model, labels=dict(message.labels),
         )  # fmt: skip
@@ -150,13 +150,13 @@ _Place = tuple[BlockFile, Place]
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Blocks that follow each other without a hole.
+    """Adjacent blocks without missing windows.
 
     Attributes:
-        context_start: first real sample that its first window may have held.
+        context_start: first real sample that its first window may have contained.
         first_scored: end of its first window if nothing was scored before it, or NEVER.
-        audio_end: end of the audio, where it ends with the stretch; else None.
-        reason: why open events end with it; None: they go on.
+        audio_end: end of the audio, if it ends with the stretch; otherwise None.
+        reason: why open events end with it; None: they continue.
     """
 
     places: list[_Place]
@@ -194,13 +194,13 @@ class _Run:
         self._lowest = lowest[self._enabled]
 
     def decide(self, places: Sequence[_Place]) -> Iterator[EventMessage]:
-        """Yield the messages of all events; those that are open at the end have none of it."""
+        """Yield the messages of all events; those still open at the end get no `end`."""
         own = [place for place in places if self._is_own(place)]
         for stretch in self._stretches(own):
             yield from self._decide_stretch(stretch)
 
     def _is_own(self, place: _Place) -> bool:
-        """Return whether a block is of this model at this hop."""
+        """Return whether a block has this model and hop."""
         labels = self._reader.labels_of(*place)
         geometry = self._parameters.geometry
         is_own = (
@@ -293,7 +293,7 @@ class _Run:
             yield from self._messages(ended, clock, end)
 
     def _of_epoch(self, epoch: str) -> tuple[Decision, SampleClock]:
-        """Return the state of an epoch, which goes on over its gaps."""
+        """Return the state of an epoch, which continues over its gaps."""
         if self._epoch != epoch:
             names = SlotNames(1)
             names.add(self._stream, epoch)
@@ -314,7 +314,7 @@ class _Run:
     ) -> Iterator[EventMessage]:
         """Decide the windows of a block that may change something."""
         is_high = (scores[:, self._enabled] >= self._lowest).any(axis=1)
-        near = np.pad(is_high, 1, constant_values=True)  # blocks before and after are not seen
+        near = np.pad(is_high, 1, constant_values=True)  # neighbouring blocks are not known
         near = near[:-2] | near[1:-1] | near[2:]
         context_start = np.array([stretch.context_start])
         first_scored = np.array([stretch.first_scored])
@@ -350,7 +350,7 @@ class _Run:
 def _with_classes(
     parameters: DecisionParameters, classes: Iterable[str] | None
 ) -> DecisionParameters:
-    """Return parameters with which only some classes make events."""
+    """Return parameters that disable all other classes."""
     if classes is None:
         return parameters
     is_wanted = np.zeros(len(parameters.labels), np.bool_)

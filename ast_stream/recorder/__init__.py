@@ -1,1 +1,1 @@
-"""The recorder process: clips of events, and the history of all that the feeds say."""
+"""The recorder process: clips of events, and the history of the feeds."""

@@ -1,17 +1,16 @@
-"""A clip as a file: samples, what they are said to be inside the file, and the sheet beside it."""
+"""A clip on disk: its samples, the metadata in the file, and the JSON beside it."""
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-import soundfile
 from pydantic import Field
 
+from ast_stream.audio.encoder import encode_pcm
 from ast_stream.labels import is_stream_name
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.codec import (
@@ -25,7 +24,7 @@ from ast_stream.messages.codec import (
 )
 from ast_stream.messages.event import EventMessage
 from ast_stream.recorder.held_audio import CutAudio
-from ast_stream.recorder.plan import Part
+from ast_stream.recorder.plan import ClipPart
 from ast_stream.settings.recorder import ClipFormat
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, samples_to_seconds
 from ast_stream.version import __version__
@@ -33,7 +32,7 @@ from ast_stream.version import __version__
 MAX_SHEET_BYTES = 256 * 1024
 _MAX_SAMPLE = MAX_SAMPLE_INDEX // 2
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-MAX_LISTED = 200  # holes and withheld ranges on a sheet; of more their sum is right all the same
+MAX_LISTED = 200  # holes and withheld ranges on a sheet; their sum includes those beyond it
 _CONTAINERS: dict[ClipFormat, tuple[str, str]] = {
     "flac": ("FLAC", "PCM_16"),
     "opus": ("OGG", "OPUS"),
@@ -41,7 +40,7 @@ _CONTAINERS: dict[ClipFormat, tuple[str, str]] = {
 
 
 class Missing(Body):
-    """Samples of a clip that are silence because they were not to be had."""
+    """Samples of a clip that are silence because they were not available."""
 
     start_sample: SampleIndex
     stop_sample: SampleIndex
@@ -49,13 +48,13 @@ class Missing(Body):
 
 
 class Sheet(Body):
-    """What is beside a clip, as JSON: what it holds, and the event that it is of."""
+    """The JSON file beside a clip: its content and its event."""
 
     v: Literal[1] = 1
     event: dict[Text, Any]
     """The newest message about the event, as on the feed."""
     part: int
-    """From 0, where a long event was cut."""
+    """Number of the part of a long event, from 0."""
     is_last: bool
     start_sample: SampleIndex
     """Sample index, in the epoch of the event, of the first sample of the file."""
@@ -66,12 +65,12 @@ class Sheet(Body):
     rate: int = SAMPLE_RATE
     format: ClipFormat
     missing: list[Missing] = Field(default_factory=list)
-    """What of it is silence because it was not to be had."""
+    """The samples that are silence because they were not available."""
     withheld: list[Annotated[list[SampleIndex], Field(min_length=2, max_length=2)]] | None = None
-    """What of it is silence because somebody may talk: index of the first, and after the last;
-    null: nobody looked, for `privacy` was off."""
+    """The samples that are silence because somebody may be talking: first index, and index after
+    the last; null: not checked, since `privacy` was off."""
     note: Text = ""
-    """What is particular about it, a sentence; empty where nothing is."""
+    """A remark, as a sentence; may be empty."""
     version: Text = __version__
 
     def encode(self) -> bytes:
@@ -83,7 +82,7 @@ class Sheet(Body):
         """Return the sheet in a file.
 
         Raises:
-            WireError: it is none.
+            WireError: the file is not a sheet.
         """
         body = decode_json(content, "sheet of a clip", MAX_SHEET_BYTES, mends_text=True)
         return cls.from_json(body, "sheet")
@@ -93,7 +92,7 @@ class Sheet(Body):
         """The newest message about the event.
 
         Raises:
-            WireError: it is none.
+            WireError: it is not an event message.
         """
         return EventMessage.from_json(self.event)
 
@@ -109,7 +108,7 @@ class Clip:
     @classmethod
     def of(
         cls,
-        part: Part,
+        part: ClipPart,
         audio: CutAudio,
         format: ClipFormat,
         why_short: str,
@@ -119,15 +118,17 @@ class Clip:
         """Return the clip of a part.
 
         Args:
-            is_without_speech: what may be speech was looked for and silenced.
-            why_short: why there is no more audio, where it ends before the part does.
+            is_without_speech: possible speech was detected and silenced.
+            why_short: why there is no more audio, if it ends before the part.
         """
         message = part.event.message
         holes = [
             Missing(start_sample=hole.start, stop_sample=hole.stop, reason=hole.reason)
             for hole in audio.holes[:MAX_LISTED]
         ]
-        withheld = [list(one) for one in audio.withheld[:MAX_LISTED]] if is_without_speech else None
+        withheld = (
+            [list(span) for span in audio.withheld[:MAX_LISTED]] if is_without_speech else None
+        )
         sheet = Sheet(
             event=message.to_json(),
             part=part.number,
@@ -144,7 +145,7 @@ class Clip:
 
     @property
     def path(self) -> PurePosixPath:
-        """Where it lies below the folder of the clips: STREAM/DATE/ONSET_CLASS_ID.FORMAT."""
+        """Its path in the folder of clips: STREAM/DATE/ONSET_CLASS_ID.FORMAT."""
         message = self.message
         onset = datetime.fromtimestamp(message.onset_ns // NS_PER_SECOND, UTC)
         part = f"_{self.sheet.part + 1}" if self.sheet.part or not self.sheet.is_last else ""
@@ -152,24 +153,22 @@ class Clip:
         return PurePosixPath(message.stream, f"{onset:%Y-%m-%d}", name)
 
     def encode(self) -> bytes:
-        """Return the file: exactly these samples, in Opus as good as it has them."""
+        """Return the content of the audio file: exactly these samples, except in Opus."""
         container, subtype = _CONTAINERS[self.sheet.format]
-        message, content = self.message, io.BytesIO()
-        with soundfile.SoundFile(
-            content, "w", SAMPLE_RATE, 1, subtype=subtype, format=container
-        ) as file:
-            # libsndfile has these names alone; in FLAC and Opus they become Vorbis comments
-            file.title = message.label
-            file.artist = message.stream
-            file.album = message.id
-            file.date = format_time(self.sheet.start_ns)
-            file.software = f"ast-stream {__version__}"
-            file.comment = encode_json(self._tags()).decode()
-            file.write(self.pcm)
-        return content.getvalue()
+        message = self.message
+        # libsndfile only knows these names; in FLAC and Opus they become Vorbis comments
+        tags = {
+            "title": message.label,
+            "artist": message.stream,
+            "album": message.id,
+            "date": format_time(self.sheet.start_ns),
+            "software": f"ast-stream {__version__}",
+            "comment": encode_json(self._tags()).decode(),
+        }
+        return encode_pcm(self.pcm, container, subtype, tags)
 
     def _tags(self) -> dict[str, Any]:
-        """Return what the comment inside the file says, as JSON."""
+        """Return the JSON comment inside the audio file."""
         body = self.sheet.event
         keys = ("id", "class", "label", "stream", "onset", "offset", "peak", "epoch", "model")
         own = self.sheet.to_json()
@@ -178,9 +177,10 @@ class Clip:
 
 
 def why_without_clip(message: EventMessage) -> str | None:
-    """Return why an event cannot have a clip whatever it sounds like; None: it can.
+    """Return why an event cannot have a clip at all; None: it can.
 
-    What names a file is checked here: a worker may be on another box, and not be what it was.
+    The fields that become part of a file name are checked here, since a worker may be on another
+    box and may be compromised.
     """
     if message.epoch is None or message.onset_sample is None:
         return "it does not say where its sound is"
@@ -193,8 +193,8 @@ def why_without_clip(message: EventMessage) -> str | None:
     return None
 
 
-def describe(part: Part, audio: CutAudio, why_short: str) -> str:
-    """Return what is particular about the sound of a part, a sentence; empty if nothing is."""
+def describe(part: ClipPart, audio: CutAudio, why_short: str) -> str:
+    """Return a remark on the audio of a part, as a sentence; may be empty."""
     found = []
     by_reason: dict[str, int] = {}
     for hole in audio.holes:

@@ -1,7 +1,7 @@
-"""The folder of the clips: written whole, within its limits, and the same as the history says.
+"""The folder of clips: written atomically, within limits, and consistent with the history.
 
-Clips of which nobody has decided yet whether they are kept lie in a folder of their own, and take
-part in the limits. What cannot be written or deleted stops nothing, and is said.
+Clips that may still be dropped are in a separate folder, and count towards the limits. A failure to
+write or delete a clip is reported, and stops nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,15 +21,15 @@ from ast_stream.errors import StartupError, WireError
 from ast_stream.history.database import History, HistoryError
 from ast_stream.history.records import ClipRecord
 from ast_stream.recorder.clip import MAX_SHEET_BYTES, Clip, Sheet
-from ast_stream.recorder.plan import Part
+from ast_stream.recorder.plan import ClipPart
 from ast_stream.recorder.retention import StoredClip, make_room, too_old
 from ast_stream.runtime.files import (
     DamagedFileError,
+    expect_in_place,
     lock_file,
     make_folder,
     read_bounded,
     replace_file,
-    replace_files,
     sync,
 )
 from ast_stream.runtime.logging import LimitedLog, Outage
@@ -38,11 +38,11 @@ from ast_stream.settings.storage import DAY_S
 from ast_stream.units import seconds_to_ns
 
 Reason = Literal["age", "room", "no_alert", "dropped"]
-"""Why a clip was deleted; `dropped`: its event has come to be one that no policy keeps."""
+"""Why a clip was deleted; `dropped`: in the end no policy keeps its event."""
 
-WAITING = ".waiting"  # no stream has such a name
+WAITING = ".waiting"  # cannot be the name of a stream
 SUFFIXES = (".flac", ".opus")
-MAX_UNRECORDED = 10_000  # rows that wait for a history that cannot be written
+MAX_UNRECORDED = 10_000  # rows that wait while the history cannot be written
 _SHEET = ".json"
 _UNFINISHED = ".unfinished"
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def free_bytes(folder: Path) -> int:
-    """Return what is free on the disk of a folder, for this user."""
+    """Return the free space on the disk of a folder, for this user."""
     return shutil.disk_usage(folder).free
 
 
@@ -58,16 +58,16 @@ class ClipFolder:
     """Clips on the disk, and their rows in the history.
 
     Args:
-        limits: may change while it runs, as may the next.
-        wait_s: how long a clip waits for a decision.
+        limits: may be changed at any time.
+        wait_s: how long a clip waits for a decision; may be changed at any time.
 
     Attributes:
-        outage: reports while nothing can be written.
+        outage: whether and why nothing can be written.
         written: clips written, by class.
         deleted: clips deleted, by reason.
 
     Raises:
-        StartupError: another process has the folder, or it cannot be made.
+        StartupError: another process uses the folder, or it cannot be created.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ClipFolder:
         self._free = free
         self._clips: dict[str, StoredClip] = {}  # by path
         self._by_event: dict[str, set[str]] = {}  # paths
-        self._stuck: set[str] = set()  # paths of what cannot be deleted
+        self._stuck: set[str] = set()  # paths of clips that cannot be deleted
         self._rows: deque[ClipRecord | str] = deque(maxlen=MAX_UNRECORDED)  # to add, or to remove
         self._limited_log = LimitedLog(logger)
         try:
@@ -104,7 +104,7 @@ class ClipFolder:
 
     @property
     def n_clips(self) -> int:
-        """Clips that are kept."""
+        """Number of stored clips."""
         return sum(not clip.is_waiting for clip in self._clips.values())
 
     @property
@@ -117,8 +117,17 @@ class ClipFolder:
         self.retry()
         os.close(self._lock)
 
+    def expect_in_place(self) -> None:
+        """Check that the folder at its path is still the one that this process has locked.
+
+        Raises:
+            RemovedError: it was removed or replaced.
+        """
+        what = f"the folder of clips {self.folder}"
+        expect_in_place(self.folder / "lock", os.fstat(self._lock), what)
+
     def of_event(self, event_id: str) -> list[StoredClip]:
-        """Return the parts of an event that are there, in order."""
+        """Return the stored parts of an event, in order."""
         found = [self._clips[path] for path in self._by_event.get(event_id, ())]
         return sorted(found, key=lambda clip: clip.part)
 
@@ -127,20 +136,21 @@ class ClipFolder:
         return {clip.event_id for clip in self._clips.values() if clip.is_waiting}
 
     def write(self, clip: Clip, *, is_waiting: bool) -> str | None:
-        """Write a clip, which is kept or waits for a decision; return why that is not possible."""
+        """Write a clip, to be kept or to wait for a decision; return why that is impossible."""
         audio, sheet = clip.encode(), clip.sheet.encode()
         n_bytes = len(audio) + len(sheet)
         path = PurePosixPath(WAITING) / clip.path if is_waiting else clip.path
         until_ns = self._wall_ns() + seconds_to_ns(self.wait_s) if is_waiting else None
         stored = _stored(str(path), clip.sheet, n_bytes, until_ns)
-        self._forget(str(path))  # of an earlier run, which is replaced
+        self._forget(str(path))  # replaces that of an earlier run
         problem = self._make_room(n_bytes)
         if problem is None:
             place = self.folder / path
             try:
                 make_folder(place.parent, 0o750)
-                contents = {place.with_suffix(_SHEET).name: sheet, place.name: audio}
-                replace_files(place.parent, contents, is_synced=True, mode=0o640)
+                # in this order: a power cut may leave a sheet without audio, but never the reverse
+                replace_file(place.with_suffix(_SHEET), sheet, is_synced=True, mode=0o640)
+                replace_file(place, audio, is_synced=True, mode=0o640)
             except OSError as error:
                 problem = f"{self.folder} cannot be written: {error.strerror}"
         if problem is not None:
@@ -153,7 +163,7 @@ class ClipFolder:
             self._record(_record(str(path), clip.sheet, len(audio)))
         return None
 
-    def note(self, part: Part, why: str) -> None:
+    def note(self, part: ClipPart, why: str) -> None:
         """Record why a part of an event has no clip."""
         message = part.event.message
         stop = max(part.start, part.stop)
@@ -164,13 +174,13 @@ class ClipFolder:
         self._record(record)
 
     def keep(self, event_id: str) -> None:
-        """Keep the clips of an event that wait."""
+        """Keep the waiting clips of an event."""
         for clip in self.of_event(event_id):
             if clip.is_waiting:
                 self._move(clip)
 
     def wait(self, event_id: str) -> None:
-        """Let the clips of an event, which is over, wait from now on."""
+        """Start the waiting time of the clips of an event that has ended."""
         until_ns = self._wall_ns() + seconds_to_ns(self.wait_s)
         for clip in self.of_event(event_id):
             if clip.is_waiting:
@@ -178,32 +188,33 @@ class ClipFolder:
 
     def drop(self, event_id: str) -> None:
         """Delete the clips of an event."""
-        for clip in self.of_event(event_id):
-            self._delete(clip, "dropped")
+        self._delete(self.of_event(event_id), "dropped")
 
     def sweep(self, at_work: Container[str]) -> None:
-        """Delete what is too old, too much, or waits in vain; to be called each minute.
+        """Delete clips that are too old, too many, or have waited too long; called each minute.
 
         Args:
-            at_work: events that are not over: their clips do not wait in vain.
+            at_work: events in progress, whose clips still wait.
         """
         now_ns = self._wall_ns()
         if self.limits.max_days is not None:
             before_ns = now_ns - seconds_to_ns(self.limits.max_days * DAY_S)
-            for clip in too_old(list(self._clips.values()), before_ns):
-                self._delete(clip, "age")
-        for clip in list(self._clips.values()):
-            if clip.is_waiting and clip.until_ns < now_ns and clip.event_id not in at_work:
-                self._delete(clip, "no_alert")
+            self._delete(list(too_old(list(self._clips.values()), before_ns)), "age")
+        in_vain = [
+            clip
+            for clip in self._clips.values()
+            if clip.is_waiting and clip.until_ns < now_ns and clip.event_id not in at_work
+        ]
+        self._delete(in_vain, "no_alert")
         self._make_room(0)
-        self._stuck.clear()  # they are tried again
+        self._stuck.clear()  # try again to delete them
         for place, _, _ in os.walk(self.folder, topdown=False):
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # not empty
                 if Path(place) != self.folder:
                     os.rmdir(place)
 
     def retry(self) -> None:
-        """Write the rows that the history did not take."""
+        """Write the rows that could not be written to the history so far."""
         try:
             while self._rows:
                 row = self._rows[0]
@@ -216,17 +227,16 @@ class ClipFolder:
             self._history.outage.failed("%s", error)
 
     def _make_room(self, n_bytes: int) -> str | None:
-        """Delete what has to go for so many bytes; return why they cannot be written even so."""
+        """Delete clips to make room for `n_bytes`; return why there is still none, if so."""
         limit = self.limits.max_mib * MIB
         if n_bytes > limit:
             return f"a clip takes {n_bytes} bytes, and retention.clips.max_mib allows {limit}"
         while (excess := self.n_bytes + n_bytes - limit) > 0:
-            candidates = [one for one in self._clips.values() if one.path not in self._stuck]
+            candidates = [clip for clip in self._clips.values() if clip.path not in self._stuck]
             victims = list(make_room(candidates, excess, self.limits.keep_best))
             if not victims:
                 return f"{self.folder} is full, and what is there cannot be deleted"
-            for clip in victims:
-                self._delete(clip, "room")
+            self._delete(victims, "room")
         try:
             free = self._free(self.folder)
         except OSError as error:
@@ -239,7 +249,7 @@ class ClipFolder:
         return None
 
     def _move(self, clip: StoredClip) -> None:
-        """Move a clip that waited to where those are that are kept."""
+        """Move a waiting clip to those that are kept."""
         path = PurePosixPath(clip.path).relative_to(WAITING)
         source, target = self.folder / clip.path, self.folder / path
         try:
@@ -248,6 +258,7 @@ class ClipFolder:
             replace_file(target.with_suffix(_SHEET), sheet.encode(), is_synced=True, mode=0o640)
             os.replace(source, target)
             sync(target.parent)
+            sync(source.parent)
             source.with_suffix(_SHEET).unlink()
             n_bytes = target.stat().st_size
         except (OSError, DamagedFileError, WireError) as error:
@@ -258,20 +269,30 @@ class ClipFolder:
         self.written[clip.class_] += 1
         self._record(_record(str(path), sheet, n_bytes))
 
-    def _delete(self, clip: StoredClip, reason: Reason) -> None:
-        """Delete a clip; one that cannot be deleted stays, and is passed over for a while."""
-        place = self.folder / clip.path
-        try:
-            place.unlink(missing_ok=True)
-            place.with_suffix(_SHEET).unlink(missing_ok=True)
-        except OSError as error:
-            self._stuck.add(clip.path)
-            self._limited_log.warning("the clip %s cannot be deleted: %s", place, error.strerror)
-            return
-        self._forget(clip.path)
-        self.deleted[reason] += 1
-        if not clip.is_waiting:
-            self._record(clip.path)
+    def _delete(self, clips: Iterable[StoredClip], reason: Reason) -> None:
+        """Delete clips; one that cannot be deleted stays, and is skipped for a while."""
+        gone = []
+        for clip in clips:
+            place = self.folder / clip.path
+            try:
+                place.unlink(missing_ok=True)
+            except OSError as error:
+                self._stuck.add(clip.path)
+                text = "the clip %s cannot be deleted: %s"
+                self._limited_log.warning(text, place, error.strerror)
+                continue
+            gone.append(clip)
+        # in this order: a power cut may leave a sheet without audio, but never the reverse
+        for folder in {(self.folder / clip.path).parent for clip in gone}:
+            with suppress(OSError):
+                sync(folder)
+        for clip in gone:
+            with suppress(OSError):  # the next start removes it
+                (self.folder / clip.path).with_suffix(_SHEET).unlink(missing_ok=True)
+            self._forget(clip.path)
+            self.deleted[reason] += 1
+            if not clip.is_waiting:
+                self._record(clip.path)
 
     def _record(self, row: ClipRecord | str) -> None:
         self._rows.append(row)
@@ -290,7 +311,7 @@ class ClipFolder:
                 del self._by_event[clip.event_id]
 
     def _look_through(self) -> None:
-        """Find the clips on the disk, and remove what an interrupted run has left."""
+        """Find the clips on the disk, and remove the leftovers of an interrupted run."""
         for place, _, names in os.walk(self.folder):
             for name in names:
                 path = Path(place, name)
@@ -304,7 +325,7 @@ class ClipFolder:
                     self._find(path)
 
     def _find(self, path: Path) -> None:
-        """Take up one clip; one without a sheet that can be read counts, and grows old."""
+        """Register a clip; one without a readable sheet counts, too, and is deleted by age."""
         name = path.relative_to(self.folder).as_posix()
         try:
             found = path.lstat()
@@ -323,7 +344,7 @@ class ClipFolder:
             )
 
     def _reconcile(self) -> None:
-        """Have the history say of clips what is on the disk."""
+        """Update the history to the clips on the disk."""
         known = {clip.path for clip, _ in self._history.all_clips() if clip.path}
         kept = {path for path, clip in self._clips.items() if not clip.is_waiting and clip.class_}
         for path in known - kept:

@@ -1,4 +1,4 @@
-"""Audio of one stream that events at work share: fetched once, and cut into their clips."""
+"""Audio of one stream, shared by overlapping events: fetched once, and cut into clips."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from ast_stream.messages.audio import Pcm16
 
 Range = tuple[int, int]
-"""Samples from one index to before another."""
+"""A half-open range of sample indices."""
 
 
 @dataclass(frozen=True)
 class Hole:
-    """Samples that are silence in a clip because they were not to be had.
+    """Samples that are silence in a clip because they were not available.
 
     Attributes:
-        reason: a sentence, or a word of a gap on the feed.
+        reason: a sentence, or the reason of a gap of the feed.
     """
 
     start: int
@@ -29,12 +29,12 @@ class Hole:
 
 @dataclass(frozen=True, eq=False)
 class CutAudio:
-    """What is held of a span.
+    """The held audio of a span.
 
     Attributes:
         start: index of the first sample.
-        holes: what of it is missing, in order.
-        withheld: what of it is silence because somebody may talk, in order.
+        holes: missing samples, in order.
+        withheld: samples that are silence because somebody may be talking, in order.
     """
 
     start: int
@@ -49,7 +49,7 @@ class CutAudio:
 
     @property
     def has_sound(self) -> bool:
-        """Whether any of it was to be had."""
+        """Whether any of it was available."""
         n_silent, at = 0, self.start
         ranges = [(hole.start, hole.stop) for hole in self.holes] + self.withheld
         for start, stop in sorted(ranges):
@@ -59,13 +59,13 @@ class CutAudio:
 
 
 class HeldAudio:
-    """Consecutive samples of one epoch of a stream, of which both ends may grow.
+    """Consecutive samples of one epoch of a stream, which can grow at both ends.
 
     Args:
-        start: index of the first sample that is wanted.
+        start: index of the first sample wanted.
 
     Attributes:
-        start, end: what is held, from one index to before another.
+        start, end: the held samples, half-open.
     """
 
     def __init__(self, start: int) -> None:
@@ -75,36 +75,36 @@ class HeldAudio:
         self._withheld: list[Range] = []
 
     def append(self, pcm: Pcm16, withheld: Iterable[Range] = ()) -> None:
-        """Add the samples that follow, shape (n_samples,), int16."""
+        """Add the next samples, shape (n_samples,), int16."""
         self._withheld += withheld
         self.end += len(pcm)
         if len(pcm):
             self._chunks.append(pcm)
 
     def prepend(self, pcm: Pcm16, withheld: Iterable[Range] = ()) -> None:
-        """Add the samples before the first, shape (n_samples,), int16."""
+        """Add samples before the first, shape (n_samples,), int16."""
         self._withheld += withheld
         self.start -= len(pcm)
         if len(pcm):
             self._chunks.appendleft(pcm)
 
     def append_hole(self, stop: int, reason: str) -> None:
-        """Add silence up to before `stop`, where nothing is to be had."""
+        """Add silence up to `stop`, exclusive, where no audio is available."""
         self._holes.append(Hole(self.end, stop, reason))
         self.append(np.zeros(stop - self.end, np.int16))
 
     def prepend_hole(self, start: int, reason: str) -> None:
-        """Add silence from `start` on, where nothing is to be had."""
+        """Add silence from `start` on, where no audio is available."""
         self._holes.append(Hole(start, self.start, reason))
         self.prepend(np.zeros(self.start - start, np.int16))
 
     def note(self, hole: Hole) -> None:
-        """Take note of samples that are lost, such as a gap on the feed."""
+        """Record lost samples, such as a gap of the feed."""
         if hole not in self._holes:
             self._holes.append(hole)
 
     def cut(self, start: int, stop: int) -> CutAudio:
-        """Return a copy of what is held of a span."""
+        """Return a copy of the held audio of a span."""
         start = min(max(start, self.start), self.end)
         stop = max(start, min(stop, self.end))
         parts: list[Pcm16] = [np.zeros(0, np.int16)]
@@ -125,15 +125,15 @@ class HeldAudio:
         return CutAudio(start, pcm, holes, list(_within(sorted(self._withheld), start, stop)))
 
     def forget(self, before: int) -> None:
-        """Let go of samples that nothing needs any more, whole chunks of them."""
+        """Release samples that are no longer needed, in whole chunks."""
         while self._chunks and self.start + len(self._chunks[0]) <= before:
             self.start += len(self._chunks.popleft())
-        self._withheld = [one for one in self._withheld if one[1] > self.start]
+        self._withheld = [span for span in self._withheld if span[1] > self.start]
         self._holes = [hole for hole in self._holes if hole.stop > self.start]
 
 
 def _within(ranges: Iterable[Range], start: int, stop: int) -> Iterator[Range]:
-    """Yield what of some ranges lies in a span."""
+    """Yield the parts of ranges that lie in a span."""
     for first, last in ranges:
         if max(first, start) < min(last, stop):
             yield max(first, start), min(last, stop)

@@ -1,7 +1,7 @@
-"""The loop of the recorder: messages into the history, and the sound of events into clips.
+"""The loop of the recorder: writes messages to the history, and the audio of events to clips.
 
-A restart begins reading the feeds where the last run had recorded everything: before the first
-end of an event whose clip was not complete. What is read twice changes nothing.
+After a restart, reading begins where the last run had recorded everything: before the first end of
+an event whose clip was incomplete. Messages that are read twice change nothing.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ast_stream.alerts.alert_rows import AlertRows
 from ast_stream.errors import WireError
-from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.feed import FeedMessage, MessageReader, Missed, Position
 from ast_stream.history.database import History, HistoryError
-from ast_stream.history.records import AlertQuery
+from ast_stream.history.records import AlertQuery, AlertRecord
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage
 from ast_stream.messages.status import Health, WorkerStatus
-from ast_stream.recorder.alert_rows import AlertRows
 from ast_stream.recorder.clip import Clip, why_without_clip
 from ast_stream.recorder.fetcher import AudioFetcher
 from ast_stream.recorder.folder import ClipFolder
 from ast_stream.recorder.held_audio import Hole
-from ast_stream.recorder.plan import Part, Plan, Positions, TrackedEvent
+from ast_stream.recorder.plan import ClipPart, Plan, Positions, TrackedEvent
+from ast_stream.recorder.policy import Subject
+from ast_stream.recorder.retention import StoredClip
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.recorder import ClipFormat
 from ast_stream.settings.retention import MIB, HistoryRetention
@@ -34,12 +36,12 @@ from ast_stream.settings.storage import DAY_S
 
 TOPICS = ("event/", "gap/", "health/", "status/")
 SCORES_TOPIC = "scores/"
-ALERTS_FEED = "@alerts"  # the name of the outbox among the positions; no worker can have it
-ONLY_FEED = ""  # that of the feed of a worker without a name
-WAIT_S = 0.25  # how late a stop is noticed
+ALERTS_FEED = "@alerts"  # name of the outbox among the positions; not a valid worker name
+ONLY_FEED = ""  # name of the feed of a worker without a name
+WAIT_S = 0.25  # longest delay before a stop is noticed
 MAX_BATCH = 512
-MAX_WAITING = 5000  # messages that wait for the history, before no more are read
-TURN_S = 0.5  # between two looks at alerts, audio and what waits
+MAX_WAITING = 5000  # messages that wait for the history before reading pauses
+TURN_S = 0.5  # interval of reading alerts, fetching audio and writing what waits
 SWEEP_S = 60.0
 NEW_S = 60.0  # a worker holds audio for so long
 DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # on a busy box a worker's last messages arrive late
@@ -47,23 +49,8 @@ DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # on a busy box a worker's last messages arrive
 logger = logging.getLogger(__name__)
 
 
-class Feed(Protocol):
-    """What the loop needs of a Subscriber."""
-
-    @property
-    def position(self) -> Positions:
-        """Where the messages given out end."""
-
-    @property
-    def is_publisher_there(self) -> bool:
-        """Whether the worker has published something lately."""
-
-    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
-        """Return the next message, or None."""
-
-
-class Scores(Protocol):
-    """A score log."""
+class ScoreSink(Protocol):
+    """The part of ScoreLog that the loop needs."""
 
     def append(self, message: FeedMessage) -> None:
         """Add the scores of a hop."""
@@ -80,7 +67,7 @@ class ClipChoice:
     """How clips are written.
 
     Attributes:
-        has_alerts: there may be alerts that name events.
+        has_alerts: there are rules, so alerts may decide on clips.
         is_without_speech: `privacy` is `speech`.
     """
 
@@ -90,26 +77,26 @@ class ClipChoice:
 
 
 class Recorder:
-    """Records what the feeds say, and the sound of the events that the policies name.
+    """Records the messages of the feeds, and the audio of events that the policies select.
 
     Args:
         feed: of all workers.
         plan: with the policies.
-        clips: None: no sound is kept.
+        clips: None: no audio is stored.
         limits: of the history.
         alerts: None: there is no alerts process.
-        scores: None: scores are not kept.
-        since_ns: of events published before no sound is sought: of a first start, which reads all
-            that the workers' logs hold.
+        scores: None: scores are not stored.
+        since_ns: events published earlier get no clips; for a first start, which reads everything
+            in the workers' logs.
 
     Attributes:
-        unkept: parts of events without a clip that should have one.
-        missed: times that messages were lost.
+        unkept: number of event parts that should have a clip but have none.
+        missed: number of times that messages were lost.
     """
 
     def __init__(
         self,
-        feed: Feed,
+        feed: MessageReader,
         history: History,
         plan: Plan,
         fetcher: AudioFetcher,
@@ -117,7 +104,7 @@ class Recorder:
         choice: ClipChoice,
         limits: HistoryRetention,
         alerts: AlertRows | None = None,
-        scores: Scores | None = None,
+        scores: ScoreSink | None = None,
         *,
         since_ns: int = 0,
         now_s: Callable[[], float] = time.monotonic,
@@ -138,14 +125,14 @@ class Recorder:
         self._now_s = now_s
         self._next_turn_s = self._next_sweep_s = now_s()
         self._next_sweep_s += SWEEP_S
-        self._before: Positions = feed.position  # where it stood after the message before
+        self._before: Positions = feed.position  # after the previous message
         self._saved: Mapping[str, Position] | None = None
         self._batch: list[FeedMessage] = []
         self._limited_log = LimitedLog(logger)
 
     @property
     def hears_workers(self) -> bool:
-        """Whether the workers are heard."""
+        """Whether messages of the workers are being received."""
         return self._feed.is_publisher_there
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
@@ -158,12 +145,12 @@ class Recorder:
         self._save()
 
     def step(self) -> None:
-        """Take what is on the feed, waiting a moment for it, and do what is due."""
+        """Process the messages of the feed, waiting a moment for them, and do what is due."""
         if self._history.figures.waiting < MAX_WAITING:
             self._receive()
-        else:  # a full disk: what is not read now is read again later, from the workers' logs
+        else:  # a full disk: unread messages are read later, from the workers' logs
             time.sleep(WAIT_S)
-        self._save()  # clips are of events that the history knows
+        self._save()  # first: clips need their events in the history
         if self._now_s() >= self._next_turn_s:
             self._next_turn_s = self._now_s() + TURN_S
             self._turn()
@@ -201,7 +188,7 @@ class Recorder:
             self._observe(item, before)
         except WireError as error:
             self._limited_log.warning("%s", error)
-        except Exception as error:  # one boundary: it is from outside and may hold anything
+        except Exception as error:  # the boundary: messages from outside may have any content
             self._limited_log.warning("message %s cannot be used: %r", item.topic, error)
 
     def _observe(self, message: FeedMessage, before: Positions) -> None:
@@ -228,29 +215,30 @@ class Recorder:
         is_known = message.id in self.plan
         parts = [] if is_known else clips.of_event(message.id)
         if any(part.is_last for part in parts):
-            return  # an earlier run has done it
+            return  # done by an earlier run
         event = self.plan.observe(message, before)
         if event is None:
             if not is_known:
                 return
-            clips.drop(message.id)  # its score has risen into a policy that keeps none
+            clips.drop(message.id)  # its score has risen to a policy that keeps no clips
         elif not is_known:
             cut = [(part.part, part.start_sample, part.stop_sample) for part in parts]
             self.plan.resume(event, cut)
-            event.is_alerted = self._is_alerted(message.id)
+            alerts = self._alerts_of(message.id)
+            event.is_alerted = bool(alerts)
+            event.is_best = any(alert.best in (None, message.id) for alert in alerts)
 
-    def _is_alerted(self, event_id: str) -> bool:
+    def _alerts_of(self, event_id: str) -> list[AlertRecord]:
         if not self.choice.has_alerts:
-            return False
+            return []
         try:
-            found = self._history.alerts(AlertQuery(event_id=event_id, limit=1))
+            return self._history.alerts(AlertQuery(event_id=event_id))
         except HistoryError as error:
             self._limited_log.warning("%s", error)
-            return False
-        return bool(found)
+            return []
 
     def _turn(self, *, is_last: bool = False) -> None:
-        """Do what is done once a second."""
+        """Do what is due at intervals."""
         self._read_alerts()
         if self._scores is not None:
             self._scores.retry()
@@ -262,13 +250,13 @@ class Recorder:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Delete what is too old, or too much."""
+        """Delete what is too old or too much."""
         if self.clips is not None:
             self.clips.sweep(self.plan)
         max_age_s = None if self.limits.max_days is None else self.limits.max_days * DAY_S
         try:
             if self._history.prune(self.limits.max_mib * MIB, max_age_s):
-                self._next_sweep_s = self._now_s()  # there is more
+                self._next_sweep_s = self._now_s()  # continue at once: there is more to delete
         except HistoryError as error:
             self._history.outage.failed("%s", error)
 
@@ -285,18 +273,28 @@ class Recorder:
             if self.clips is None or not isinstance(content, Alert):
                 continue
             for event_id in content.events:
+                is_best = content.best in (None, event_id)
                 event = self.plan.get(event_id)
                 if event is not None:
                     event.is_alerted = True
+                    event.is_best = event.is_best or is_best
                     self._settle(self.clips, event)
-                else:
+                elif is_best or not self._is_for_the_best(self.clips.of_event(event_id)):
                     self.clips.keep(event_id)
 
+    def _is_for_the_best(self, parts: Sequence[StoredClip]) -> bool:
+        """Return whether clips of an event wait for an alert that names it as the best."""
+        for part in parts:
+            subject = Subject(part.class_, part.stream, part.peak, is_over=True, is_alerted=True)
+            policy = self.plan.policies.chosen(subject)
+            return policy is not None and policy.when == "best"
+        return False
+
     def _record_sound(self, clips: ClipFolder, *, is_last: bool = False) -> None:
-        """Fetch what is wanted, and cut what can be cut.
+        """Fetch the audio that is wanted, and cut the parts that are complete.
 
         Args:
-            is_last: from workers that do not answer now, nothing more will come to this run.
+            is_last: do not wait any longer for workers that do not answer.
         """
         over = set(self._fetcher.over())
         self._fetcher.fetch(self.plan.wanted(), takes_all=over)
@@ -306,14 +304,17 @@ class Recorder:
         for part in self.plan.due(ends, over):
             try:
                 self._cut(clips, part)
-            except Exception as error:  # one boundary: one clip must not end the others
-                logger.exception("a clip cannot be made")
-                self._note(clips, part, f"internal error: {type(error).__name__}")
+            except Exception as error:  # the boundary: one clip must not affect the others
+                why = f"internal error: {type(error).__name__}"
+                if clips.outage.text is None:  # traceback once: later clips may fail alike
+                    logger.exception("a clip cannot be made")
+                clips.outage.failed("clips are not kept: %s", why)
+                self._note(clips, part, why)
             self.plan.is_cut(part)
             if part.is_last:
                 self._settle(clips, part.event)
 
-    def _cut(self, clips: ClipFolder, part: Part) -> None:
+    def _cut(self, clips: ClipFolder, part: ClipPart) -> None:
         """Write one part, or record why there is none."""
         decision = self.plan.decision(part.event)
         if decision == "drop":
@@ -333,7 +334,7 @@ class Recorder:
         if problem is not None:
             self._note(clips, part, problem)
 
-    def _note(self, clips: ClipFolder, part: Part, why: str) -> None:
+    def _note(self, clips: ClipFolder, part: ClipPart, why: str) -> None:
         self.unkept += 1
         clips.note(part, why)
         message = part.event.message
@@ -342,7 +343,7 @@ class Recorder:
         )
 
     def _settle(self, clips: ClipFolder, event: TrackedEvent) -> None:
-        """Do with the clips of an event what is decided of them."""
+        """Keep, drop or leave the clips of an event, as decided."""
         event_id = event.message.id
         match self.plan.decision(event):
             case "keep":
@@ -353,7 +354,7 @@ class Recorder:
                 clips.wait(event_id)
 
     def _save(self) -> None:
-        """Write what was read, and where the next run is to begin."""
+        """Write the messages read, and the position where the next run begins."""
         batch, self._batch = self._batch, []
         positions = _by_feed(self.plan.resume_at(self._feed.position))
         if batch or positions != self._saved:
@@ -363,7 +364,7 @@ class Recorder:
             self._history.retry()
 
     def _drain(self) -> None:
-        """Take what the workers published before they ended, for a moment if they run on."""
+        """Process the last messages of workers that have ended, or of running ones for a moment."""
         end_s = self._now_s() + MAX_DRAIN_S
         while self._now_s() < end_s and (item := self._feed.receive(DRAIN_S)) is not None:
             self._take(item)

@@ -1,8 +1,8 @@
-"""Events at work: which parts of their sound are due, and what becomes of them. No clock, no files.
+"""Events in progress: which parts of their clips are due, and whether they are kept.
 
-A clip is exact: from onset - pre-roll to before offset + post-roll, in samples of the event's
+A clip is exact: from onset - pre-roll to offset + post-roll, half-open, in samples of the event's
 epoch. A long event is cut into parts of `max_clip_s`, each as soon as it cannot be affected by an
-end that comes to be known later.
+end that is not known yet.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ast_stream.recorder.policy import Decision, Policies, Subject
 from ast_stream.settings.recorder import ClipPolicy
 from ast_stream.units import samples_to_ns, seconds_to_samples
 
-Source: TypeAlias = tuple[str, str]
-"""A stream and an epoch of it."""
+StreamEpoch: TypeAlias = tuple[str, str]
+"""A stream and one of its epochs."""
 
 Positions: TypeAlias = Position | Mapping[str, Position] | None
-"""Where a reader of one feed, or of several by their names, stands."""
+"""The position on a feed, or the positions on several feeds by their names."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the sound of an event that can be cut now.
+class ClipPart:
+    """A part of an event's audio that can be cut now.
 
     Attributes:
         number: from 0.
-        is_last: no other follows.
+        is_last: no other part follows.
     """
 
     event: TrackedEvent
@@ -42,39 +42,48 @@ class Part:
 
 @dataclass(eq=False)
 class TrackedEvent:
-    """One event whose sound may be kept.
+    """An event that may get a clip.
 
     Attributes:
-        message: the newest about it.
+        message: the newest message about it.
         is_alerted: an alert names it.
-        n_parts: parts that are cut.
-        next_sample: where the next part begins; None: none is cut yet.
+        is_best: an alert names it, and no better event.
+        n_parts: number of parts already cut.
+        next_sample: where the next part begins; None: no part has been cut yet.
     """
 
     message: EventMessage
     is_alerted: bool = False
+    is_best: bool = False
     n_parts: int = 0
     next_sample: int | None = None
-    rolls: tuple[int, int] | None = None  # as they were for the first part
+    rolls: tuple[int, int] | None = None  # of the first part
 
     @property
-    def source(self) -> Source:
+    def source(self) -> StreamEpoch:
         """Its stream and epoch."""
         return self.message.stream, self.message.epoch or ""
 
     @property
     def is_over(self) -> bool:
-        """Whether its end is known."""
+        """Whether it has ended."""
         return self.message.type == "end"
 
     @property
     def subject(self) -> Subject:
-        """What a policy is asked about."""
+        """The properties on which a policy decides."""
         message = self.message
-        return Subject(message.class_, message.stream, message.peak, self.is_over, self.is_alerted)
+        return Subject(
+            message.class_,
+            message.stream,
+            message.peak,
+            self.is_over,
+            self.is_alerted,
+            self.is_best,
+        )
 
     def span(self, policy: ClipPolicy | None) -> tuple[int, int | None]:
-        """Return what its clip is to hold; None: the end is not known."""
+        """Return the range of its clip in samples; None: the end is not known."""
         pre, post = self.rolls or (
             (0, 0)
             if policy is None
@@ -96,12 +105,12 @@ class TrackedEvent:
 
 
 class Plan:
-    """The events of which sound may be kept, from their first message to their last part.
+    """The events that may get a clip, from their first message to their last part.
 
     Args:
-        max_clip: samples in a part, at most.
-        margin: samples behind a part that its event must have lasted before it is cut: within
-            them, an end that is past may come to be known.
+        max_clip: longest part, in samples.
+        margin: an event must have lasted so many samples beyond a part before the part is cut,
+            since its end may become known with this delay.
     """
 
     def __init__(self, policies: Policies, max_clip: int, margin: int) -> None:
@@ -109,7 +118,7 @@ class Plan:
         self.max_clip = max_clip
         self.margin = margin
         self._events: dict[str, TrackedEvent] = {}
-        # of those that have ended, in that order: where the readers of the feeds stood before
+        # of ended events, in that order: the positions before their end
         self._before_end: dict[str, Positions] = {}
 
     def __len__(self) -> int:
@@ -122,16 +131,16 @@ class Plan:
         return iter(list(self._events.values()))
 
     def get(self, event_id: str) -> TrackedEvent | None:
-        """Return an event at work."""
+        """Return an event in progress."""
         return self._events.get(event_id)
 
     def observe(self, message: EventMessage, before: Positions) -> TrackedEvent | None:
-        """Take a message; return its event, if its sound may be kept.
+        """Process a message; return its event, if it may get a clip.
 
-        An event may be met with any of its messages: after a restart the first are past.
+        The first message about an event may be any of its messages, after a restart.
 
         Args:
-            before: where the readers of the feeds stood before it.
+            before: positions on the feeds before the message.
         """
         event = self._events.get(message.id)
         if event is None:
@@ -148,12 +157,12 @@ class Plan:
         return event
 
     def drop(self, event: TrackedEvent) -> None:
-        """Be done with an event."""
+        """Remove an event."""
         self._events.pop(event.message.id, None)
         self._before_end.pop(event.message.id, None)
 
     def resume(self, event: TrackedEvent, parts: Iterable[tuple[int, int, int]]) -> None:
-        """Go on behind the parts that an earlier run has cut: number, start and stop of each."""
+        """Continue after parts cut by an earlier run, given as (number, start, stop)."""
         for number, start, stop in sorted(parts):
             if event.rolls is None:
                 onset = event.message.onset_sample or 0
@@ -163,12 +172,12 @@ class Plan:
             event.n_parts, event.next_sample = number + 1, stop
 
     def decision(self, event: TrackedEvent) -> Decision:
-        """Return what becomes of the sound of an event."""
+        """Return the decision on the clips of an event."""
         return self.policies.decide(event.subject)
 
-    def wanted(self) -> dict[Source, int]:
-        """Return, of each stream and epoch, the first sample that is still needed."""
-        found: dict[Source, int] = {}
+    def wanted(self) -> dict[StreamEpoch, int]:
+        """Return the first sample that is still needed, by stream and epoch."""
+        found: dict[StreamEpoch, int] = {}
         for event in self._events.values():
             first = event.next_sample
             if first is None:
@@ -176,12 +185,14 @@ class Plan:
             found[event.source] = min(first, found.get(event.source, first))
         return found
 
-    def due(self, held: Mapping[Source, int], over: Iterable[Source] = ()) -> Iterator[Part]:
+    def due(
+        self, held: Mapping[StreamEpoch, int], over: Iterable[StreamEpoch] = ()
+    ) -> Iterator[ClipPart]:
         """Yield the parts that can be cut; the caller passes each to `is_cut` before the next.
 
         Args:
-            held: end of the audio that is there, of each stream and epoch.
-            over: of which no more audio will come.
+            held: end of the available audio, by stream and epoch.
+            over: streams and epochs without further audio.
         """
         over = set(over)
         for event in list(self._events.values()):
@@ -191,25 +202,25 @@ class Plan:
                 if part.is_last or event.n_parts == part.number:
                     break
 
-    def _part(self, event: TrackedEvent, end: int | None, *, is_over: bool) -> Part | None:
+    def _part(self, event: TrackedEvent, end: int | None, *, is_over: bool) -> ClipPart | None:
         start, stop = event.span(self.policies.chosen(event.subject))
         start = start if event.next_sample is None else event.next_sample
         if not event.is_over:
             cut = start + self.max_clip
-            # not by the audio alone: where the feed is read late, its end may be on the way
+            # audio alone does not suffice: if the feed is read late, the end may still arrive
             lasts = (event.message.at_sample or 0) >= cut + self.margin
             is_there = lasts and end is not None and end >= cut
-            return Part(event, event.n_parts, start, cut, False) if is_there else None
+            return ClipPart(event, event.n_parts, start, cut, False) if is_there else None
         assert stop is not None
         cut = max(start, min(stop, start + self.max_clip))
         if is_over and (end is None or end < cut):
-            return Part(event, event.n_parts, start, max(start, cut), True)
+            return ClipPart(event, event.n_parts, start, max(start, cut), True)
         if cut > start and (end is None or end < cut):
             return None
-        return Part(event, event.n_parts, start, cut, cut >= stop)
+        return ClipPart(event, event.n_parts, start, cut, cut >= stop)
 
-    def is_cut(self, part: Part) -> None:
-        """Take note that a part is cut, or cannot be had; behind the last the event is done."""
+    def is_cut(self, part: ClipPart) -> None:
+        """Mark a part as cut or unavailable; after the last part the event is removed."""
         event = part.event
         if event.rolls is None:
             policy = self.policies.chosen(event.subject)
@@ -221,5 +232,5 @@ class Plan:
             self.drop(event)
 
     def resume_at(self, now: Positions) -> Positions:
-        """Return where a restart has to begin reading, so that no end of an event is missed."""
+        """Return where a restart must begin reading in order to miss no end of an event."""
         return next(iter(self._before_end.values()), now)

@@ -1,4 +1,4 @@
-"""Which events get a clip: the first policy that fits an event counts."""
+"""Decides which events get a clip: the first matching policy counts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from ast_stream.labels import slug
 from ast_stream.settings.recorder import ALL, ClipPolicy
 
 Decision = Literal["keep", "wait", "drop"]
-"""What becomes of the sound of an event; `wait`: an alert, or a higher score, may decide yet."""
+"""The decision on an event's clips; `wait`: an alert, or a higher score, may still decide."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a decision is about.
+    """The properties of an event on which a policy decides.
 
     Attributes:
         class_: slug of the label.
         peak: highest score so far, in [0, 1].
         is_over: it has ended, so that the peak is final.
         is_alerted: an alert names the event.
+        is_best: an alert names it, and no better event.
     """
 
     class_: str
@@ -29,6 +30,7 @@ class Subject:
     peak: float
     is_over: bool
     is_alerted: bool
+    is_best: bool = False
 
 
 class Policies:
@@ -41,36 +43,33 @@ class Policies:
         ]
 
     def chosen(self, subject: Subject) -> ClipPolicy | None:
-        """Return the policy by which an event gets a clip, or may get one; None: it gets none.
+        """Return the policy by which an event gets, or may get, a clip; None: it gets none.
 
-        While the peak of an event is too low for any, it is the first that a higher one may lead
-        to.
+        While the event's peak is too low for any policy, it is the first that a higher peak may
+        reach.
         """
         fitting = self._fitting(subject)
-        now = next((one for one in fitting if one.min_score <= subject.peak), None)
+        now = next((policy for policy in fitting if policy.min_score <= subject.peak), None)
         if now is not None and now.when != "never":
             return now
         later = () if subject.is_over else fitting[: None if now is None else fitting.index(now)]
-        return next((one for one in later if one.when != "never"), None)
+        return next((policy for policy in later if policy.when != "never"), None)
 
     def decide(self, subject: Subject) -> Decision:
-        """Return what becomes of the sound of an event, as far as that is known."""
+        """Return the decision on an event's clips, as far as known."""
         if self.chosen(subject) is None:
             return "drop"
         fitting = self._fitting(subject)
-        now = next((one for one in fitting if one.min_score <= subject.peak), None)
+        now = next((policy for policy in fitting if policy.min_score <= subject.peak), None)
         if now is None or now.when == "never":
             return "wait"
         is_final = subject.is_over or fitting.index(now) == 0
-        is_kept = now.when == "event" or subject.is_alerted
+        is_named = subject.is_best if now.when == "best" else subject.is_alerted
+        is_kept = now.when == "event" or is_named
         return "keep" if is_final and is_kept else "wait"
 
-    def longest_roll_s(self) -> float:
-        """Return the seconds of pre-roll and post-roll of a clip, at most."""
-        return max((one.pre_s + one.post_s for one, _ in self._policies), default=0.0)
-
     def _fitting(self, subject: Subject) -> list[ClipPolicy]:
-        """Return the policies about such an event, whatever its score."""
+        """Return the policies that match an event, whatever its score."""
         return [
             policy
             for policy, slugs in self._policies

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from ast_stream.alerts.alert_rows import AlertRows
 from ast_stream.alerts.model_facts import model_facts
 from ast_stream.alerts.rule_files import configured_timing
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
@@ -21,7 +21,8 @@ from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.history.database import History
 from ast_stream.history.score_log import ScoreLog
 from ast_stream.messages.event import Position
-from ast_stream.recorder.alert_rows import AlertRows
+from ast_stream.pool.feed import PoolFeed, own_key, pool_feed, pool_workers
+from ast_stream.recorder.audio_clients import PoolClients, clients_of_workers
 from ast_stream.recorder.fetcher import AudioFetcher
 from ast_stream.recorder.folder import ClipFolder
 from ast_stream.recorder.held_audio import Hole
@@ -38,33 +39,31 @@ from ast_stream.recorder.plan import Plan
 from ast_stream.recorder.policy import Policies
 from ast_stream.recorder.report import RecorderReport
 from ast_stream.runtime import lifecycle
-from ast_stream.runtime.lifecycle import Notifier
-from ast_stream.runtime.logging import setup_logging
-from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
+from ast_stream.runtime.service import run_service
 from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings import storage
-from ast_stream.settings.load import LoadedSettings, load_file
+from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import (
     alerts_state_file,
     feed_endpoint,
     make_runtime_dir,
-    metrics_address,
     query_endpoint,
     recorder_endpoint,
 )
 from ast_stream.settings.recorder import RecorderSettings
 from ast_stream.settings.schema import Settings
-from ast_stream.settings.workers import of_worker, worker_names, worker_of
-from ast_stream.transport.keys import client_keys
-from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.transport.query import QueryClient
-from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
+from ast_stream.settings.workers import of_worker
+from ast_stream.transport.keys import ClientKeys, client_keys
+from ast_stream.transport.process_report import Reporting
+from ast_stream.transport.sockets import Sockets
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns, seconds_to_samples
 
-REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
-MARGIN_S = 2.0  # for messages on their way
+REPLAY_PATIENCE_S = 60.0  # enough for a worker that ended without answering to restart
+MARGIN_S = 2.0  # for messages in flight
 MAX_MARGIN_S = 90.0
+
+Feed = Subscriber | SeveralFeeds
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +73,13 @@ def record(
         Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
     ],
 ) -> None:
-    """Run the recorder: clips of events, and the history of all that the feeds say.
+    """Run the recorder: it stores the messages of the feeds in a history, and clips of events.
 
-    SIGHUP puts new policies and limits in force.
+    SIGHUP applies new policies and limits.
 
     Example: ast-stream record -c /etc/ast-stream/config.yaml
     """
-    loaded = load_file(config)
-    settings = loaded.settings
-    setup_logging(settings.logging.level, settings.logging.format, process="recorder")
-    reload = threading.Event()
-    with lifecycle.stop_on_signals(reload) as stop:
-        run_recorder(loaded, stop, reload)
+    run_service(config, "recorder", run_recorder)
 
 
 def run_recorder(
@@ -95,7 +89,7 @@ def run_recorder(
 
     Raises:
         ConfigError: there is no section `recorder`.
-        StartupError: the history, the folder of clips, or an endpoint.
+        StartupError: the history, the folder of clips, or an endpoint cannot be used.
     """
     settings = loaded.settings
     own = settings.recorder
@@ -109,18 +103,15 @@ def run_recorder(
     with ExitStack() as cleanup:
         history = cleanup.enter_context(History(storage.history_database(settings).path))
         positions = history.positions()
-        metrics = Metrics("recorder", metrics_address(settings, "recorder"))
-        cleanup.callback(metrics.close)
-        sockets = Sockets(client_keys(settings.transport))
-        cleanup.callback(sockets.close)
-        pub = sockets.bind("pub", recorder_endpoint(settings), FEED_HWM_MESSAGES)
-        publisher = FeedPublisher(pub, None, secrets.token_hex(8))
+        to = Reporting.open(settings, "recorder", recorder_endpoint(settings), cleanup)
         clips = None
         if own.keeps_sound:
             place, limits = storage.clips(settings), settings.retention.clips
             clips = ClipFolder(place.folder, history, limits, own.alert_wait_s)
             cleanup.callback(clips.close)
-        fetcher = _fetcher(settings, sockets, stop)
+        feed = _subscribe(settings, positions, cleanup)
+        cleanup.callback(feed.close)
+        fetcher = _fetcher(settings, feed, to.sockets, cleanup)
         _note_gaps(fetcher, history)
         alerts = None
         if settings.alerts.rules:
@@ -130,9 +121,7 @@ def run_recorder(
         scores = None
         if own.history.scores:
             scores = cleanup.enter_context(_score_log(settings))
-        feed = _subscribe(settings, positions)
-        cleanup.callback(feed.close)
-        is_first = not positions
+        is_first = not feed.position
         recorder = Recorder(
             feed,
             history,
@@ -145,10 +134,13 @@ def run_recorder(
             scores,
             since_ns=time.time_ns() - seconds_to_ns(NEW_S) if is_first else 0,
         )
-        report = RecorderReport(Notifier(), metrics, publisher, recorder, fetcher, history, scores)
+        report = RecorderReport(to, recorder, fetcher, history, scores)
         reloader = _reloader(reload or threading.Event(), loaded, recorder, report)
 
         def between() -> None:
+            history.expect_in_place()
+            if clips is not None:
+                clips.expect_in_place()
             report.tick()
             reloader.poll(report.notifier)
 
@@ -165,7 +157,7 @@ def _plan(loaded: LoadedSettings, own: RecorderSettings) -> Plan:
 
 
 def _score_log(settings: Settings) -> ScoreLog:
-    """Return the score log, which names the classes of the configured checkpoint."""
+    """Return the score log, with the class names of the configured checkpoint."""
     place = storage.score_log(settings)
 
     def labels() -> Sequence[str] | None:
@@ -178,36 +170,39 @@ def _score_log(settings: Settings) -> ScoreLog:
     return ScoreLog(place.folder, place.max_bytes, place.max_age_s, labels)
 
 
-def _fetcher(settings: Settings, sockets: Sockets, stop: threading.Event) -> AudioFetcher:
-    clients = {
-        name: QueryClient(sockets, query_endpoint(of_worker(settings, name)))
-        for name in worker_names(settings)
-    }
-
-    def client_of(stream: str) -> QueryClient | None:
-        return clients.get(worker_of(settings, stream))
-
+def _fetcher(settings: Settings, feed: Feed, sockets: Sockets, cleanup: ExitStack) -> AudioFetcher:
+    client_of = clients_of_workers(settings, sockets)
+    if isinstance(feed, PoolFeed):
+        own = own_key(settings)
+        keyed = Sockets(None if own is None else ClientKeys(own, own.public))
+        cleanup.callback(keyed.close)
+        client_of = PoolClients(feed, keyed)
     return AudioFetcher(client_of, withholds=settings.privacy == "speech")
 
 
 def _note_gaps(fetcher: AudioFetcher, history: History) -> None:
-    """Know the gaps of the last minutes, which a clip may reach back to."""
+    """Tell the fetcher the gaps of the last minutes, to which a clip may reach back."""
     since_ns = time.time_ns() - seconds_to_ns(2 * NEW_S)
     for gap in history.gaps(since_ns):
         hole = Hole(gap.start_sample, gap.start_sample + gap.samples, gap.reason)
         fetcher.note((gap.stream, gap.epoch), hole)
 
 
-def _subscribe(settings: Settings, positions: dict[str, Position]) -> Subscriber | SeveralFeeds:
+def _subscribe(settings: Settings, positions: dict[str, Position], cleanup: ExitStack) -> Feed:
     """Return the feed of the worker, or of several as one, from where the last run stopped."""
     assert settings.recorder is not None
-    scores = (SCORES_TOPIC,) if settings.recorder.history.scores else ()
+    topics = (*TOPICS, SCORES_TOPIC) if settings.recorder.history.scores else TOPICS
+    if settings.pool is not None:
+        workers = pool_workers(settings, "recorder")
+        workers.start()
+        cleanup.callback(workers.close)
+        return pool_feed(settings, workers, topics, positions, replay_patience_s=REPLAY_PATIENCE_S)
 
     def feed_of(worker: str | None) -> Subscriber:
         own = of_worker(settings, worker)
         return Subscriber(
             feed_endpoint(own),
-            topics=(*TOPICS, *scores),
+            topics=topics,
             query=query_endpoint(own),
             after=positions.get(worker or ONLY_FEED) or "oldest",
             replay_patience_s=REPLAY_PATIENCE_S,
@@ -222,7 +217,7 @@ def _subscribe(settings: Settings, positions: dict[str, Position]) -> Subscriber
 def _reloader(
     requested: threading.Event, loaded: LoadedSettings, recorder: Recorder, report: RecorderReport
 ) -> Reloader:
-    """Return what reads the configuration again: policies and limits change at once."""
+    """Return a reloader that applies new policies and limits at once."""
     (kept_sound, kept_scores) = _shape(loaded.settings)
 
     def apply(new: LoadedSettings) -> None:
@@ -247,6 +242,7 @@ def _reloader(
             **new.model_dump(include={"runtime_dir", "state_dir", "transport", "privacy"}),
             "metrics": new.metrics.model_dump(),
             "workers": [*new.workers],
+            "pool": None if new.pool is None else new.pool.model_dump(),
             "alerts": {"rules": bool(new.alerts.rules)},
             "recorder": None if new.recorder is None else new.recorder.model_dump(),
             "retention": new.retention.model_dump(include={"clips", "history"}),

@@ -1,9 +1,7 @@
-"""What the recorder says about itself: on its feed each second, to Prometheus, in a line."""
+"""Status and metrics of the recorder: each second on its feed, for Prometheus, and as a line."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from typing import get_args
 
 from ast_stream.history.database import History
@@ -12,62 +10,36 @@ from ast_stream.messages.status import RecorderStatus
 from ast_stream.recorder.fetcher import AudioFetcher
 from ast_stream.recorder.folder import Reason
 from ast_stream.recorder.loop import Recorder
-from ast_stream.runtime.lifecycle import Notifier
-from ast_stream.runtime.metrics import Family, Metrics, figure
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.runtime.metrics import Family, figure
+from ast_stream.transport.process_report import ProcessReport, Reporting
 from ast_stream.units import counted
 
-REPORT_EVERY_S = 1.0
 
-
-class RecorderReport:
-    """Reports once a second.
-
-    Attributes:
-        restart_needed: keys of the configuration that have changed and are not in use.
-    """
+class RecorderReport(ProcessReport[RecorderStatus]):
+    """Reports once a second."""
 
     def __init__(
         self,
-        notifier: Notifier,
-        metrics: Metrics,
-        publisher: FeedPublisher,
+        to: Reporting,
         recorder: Recorder,
         fetcher: AudioFetcher,
         history: History,
         scores: ScoreLog | None = None,
-        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.notifier = notifier
-        self.restart_needed: Sequence[str] = ()
-        self._metrics = metrics
-        self._publisher = publisher
+        super().__init__(to)
         self._recorder = recorder
         self._fetcher = fetcher
         self._history = history
         self._scores = scores
-        self._now_s = now_s
-        self._next_s = float("-inf")
-        self._line = "starting"
 
-    def tick(self) -> None:
-        """Report if it is time; called after each turn of the loop."""
-        if self._now_s() >= self._next_s:
-            self._next_s = self._now_s() + REPORT_EVERY_S
-            status = self._status()
-            self._line = describe(status)
-            self._publisher.publish(status)
-            if self._metrics.is_on:
-                self._metrics.renew(self._families(status))
-        self.notifier.turn(lambda: self._line, is_working=True)
+    def describe(self, status: RecorderStatus) -> str:
+        """Return a status as a line for people."""
+        return describe(status)
 
-    def note_restart_needed(self, keys: Sequence[str]) -> None:
-        """Report from now on that these keys of the configuration wait for a restart."""
-        self.restart_needed = keys
-
-    def _status(self) -> RecorderStatus:
+    def status(self) -> RecorderStatus:
+        """Return the status of the recorder."""
         clips, history = self._recorder.clips, self._history
-        keepers = [one for one in (history, clips, self._scores) if one is not None]
+        keepers = [keeper for keeper in (history, clips, self._scores) if keeper is not None]
         outages = [keeper.outage for keeper in keepers]
         return RecorderStatus(
             hears_workers=self._recorder.hears_workers,
@@ -88,7 +60,8 @@ class RecorderReport:
             restart_needed=list(self.restart_needed),
         )
 
-    def _families(self, status: RecorderStatus) -> list[Family]:
+    def families(self, status: RecorderStatus) -> list[Family]:
+        """Return the metrics for Prometheus."""
         clips, figures = self._recorder.clips, self._history.figures
         return [
             figure("ast_stream_recorder_clips", "Clips that are kept", status.clips),
@@ -97,10 +70,10 @@ class RecorderReport:
                 "Bytes of all clips, of those that wait for a decision too",
                 status.clip_bytes,
             ),
-            figure("ast_stream_recorder_events", "Events whose sound is at work", status.events),
+            figure("ast_stream_recorder_events", "Events in progress", status.events),
             figure(
                 "ast_stream_recorder_hears_workers",
-                "1 while the workers are heard",
+                "1 while messages of the workers arrive",
                 status.hears_workers,
             ),
             figure(

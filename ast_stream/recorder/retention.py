@@ -1,10 +1,11 @@
-"""Which clips make room for others: fairly between classes, and the best of each last. Pure."""
+"""Decides which clips are deleted to make room: fair between classes, the best of each last."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -12,13 +13,13 @@ class StoredClip:
     """A clip on the disk.
 
     Attributes:
-        path: relative to the folder of the clips, as text.
-        class_: slug; empty where its sheet cannot be read.
+        path: relative to the folder of clips, as text.
+        class_: slug; empty if its sheet cannot be read.
         peak: highest score of its event.
-        start_ns: when its first sample was captured; of one without a sheet, when it was written.
-        size_bytes: with its sheet.
-        is_waiting: nobody has decided yet that it is kept.
-        until_ns: of one that waits: when it is deleted.
+        start_ns: when its first sample was captured or, without a sheet, when it was written.
+        size_bytes: including its sheet.
+        is_waiting: it is not decided yet that it is kept.
+        until_ns: when it is deleted, if it is waiting.
     """
 
     path: str
@@ -34,6 +35,12 @@ class StoredClip:
     is_waiting: bool = False
     until_ns: int = 0
 
+    @property
+    def stream(self) -> str:
+        """The stream of its event; empty if its path has none."""
+        parts = PurePosixPath(self.path).parts
+        return parts[-3] if len(parts) >= 3 else ""
+
 
 def too_old(clips: Iterable[StoredClip], before_ns: int) -> list[StoredClip]:
     """Return the clips from before a time."""
@@ -41,13 +48,13 @@ def too_old(clips: Iterable[StoredClip], before_ns: int) -> list[StoredClip]:
 
 
 def make_room(clips: Iterable[StoredClip], n_bytes: int, keep_best: int) -> Iterator[StoredClip]:
-    """Yield clips to delete until they had so many bytes.
+    """Yield clips to delete, until `n_bytes` are freed.
 
-    Each time it is one of the class that takes the most: the oldest that is not among its best,
-    while any class has such a clip; then the worst of the best.
+    Each is from the class that takes the most space: the oldest that is not among its best, as
+    long as any class has such a clip; then the worst of the best.
 
     Args:
-        keep_best: events of each class with the highest peaks, whose clips go last.
+        keep_best: number of events of each class with the highest peaks, whose clips go last.
     """
     by_class: dict[str, list[StoredClip]] = defaultdict(list)
     for clip in clips:
@@ -62,7 +69,7 @@ def make_room(clips: Iterable[StoredClip], n_bytes: int, keep_best: int) -> Iter
         }
         if not queues:
             return
-        name = max(queues, key=lambda one: (sizes[one], one))
+        name = max(queues, key=lambda queue: (sizes[queue], queue))
         clip = queues[name].pop()
         sizes[name] -= clip.size_bytes
         n_bytes -= clip.size_bytes
@@ -72,10 +79,10 @@ def make_room(clips: Iterable[StoredClip], n_bytes: int, keep_best: int) -> Iter
 def _common_and_best(
     clips: list[StoredClip], keep_best: int
 ) -> tuple[list[StoredClip], list[StoredClip]]:
-    """Return the clips of one class that are not of its best events, the oldest last, and those
-    that are, the worst last.
+    """Return the clips of one class that do not belong to its best events, the oldest last, and
+    those that do, the worst last.
     """
-    ranks: dict[str, tuple[float, int]] = {}  # of events as good as each other the newest counts
+    ranks: dict[str, tuple[float, int]] = {}  # among equal peaks, newer events rank higher
     for clip in clips:
         if not clip.is_waiting:
             rank = clip.peak, clip.start_ns

@@ -1,1 +1,1 @@
-"""The page: what is heard now and was heard before, in a browser."""
+"""The page: live view, timeline and review of events in a browser."""

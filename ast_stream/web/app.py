@@ -1,4 +1,4 @@
-"""The application: its routes, behind one guard, and what is shown where something is refused."""
+"""The ASGI application: its routes behind one guard, and its error pages."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.settings.paths import page_id
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.version import __version__
 from ast_stream.web import (
@@ -30,11 +31,19 @@ from ast_stream.web import (
 )
 from ast_stream.web.guard import Guard
 from ast_stream.web.login_page import LOGIN
-from ast_stream.web.rendering import render
-from ast_stream.web.rights import DeniedError, need_of, public, visitor_of
+from ast_stream.web.rendering import NavigationEntry, render
+from ast_stream.web.rights import PUBLIC, DeniedError, need_of, public, visitor_of
 from ast_stream.web.services import Services, services_of
 
 STATIC = "/static"
+# by name in the navigation; the first route of each is the page itself
+PAGES: dict[str, list[BaseRoute]] = {
+    "Now": now_page.ROUTES,
+    "Timeline": timeline_page.ROUTES,
+    "Events": event_pages.ROUTES,
+    "Tune": tune_page.ROUTES,
+    "Health": health_page.ROUTES,
+}
 _SENTENCES = {
     404: "there is no such page",
     405: "this page cannot be asked for in that way",
@@ -44,19 +53,27 @@ logger = logging.getLogger(__name__)
 
 
 def routes(services: Services) -> list[BaseRoute]:
-    """Return all routes; each module of pages has its own."""
+    """Return all routes; each page module has its own."""
     return [
         Route(ALIVE_PATH, alive),
         *login_page.ROUTES,
-        *now_page.ROUTES,
-        *timeline_page.ROUTES,
-        *event_pages.ROUTES,
-        # with a sensor there is no way to sound, whatever lies in the folder
+        *(route for routes_of_page in PAGES.values() for route in routes_of_page),
+        # on a sensor no clip can be had, whatever is in the folder
         *([] if services.settings.privacy == "sensor" else clip_routes.ROUTES),
-        *tune_page.ROUTES,
-        *health_page.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]
+
+
+def navigation() -> tuple[NavigationEntry, ...]:
+    """Return an entry for each page; it needs the right that the page needs."""
+    entries = []
+    for name, (page, *_) in PAGES.items():
+        assert isinstance(page, Route)
+        need = need_of(page.endpoint)
+        assert need is not None
+        assert need != PUBLIC
+        entries.append(NavigationEntry(name, page.path, need))
+    return tuple(entries)
 
 
 def create_app(services: Services) -> Starlette:
@@ -88,20 +105,22 @@ def create_app(services: Services) -> Starlette:
         },
     )
     app.state.services = services
+    app.state.navigation = navigation()
     return app
 
 
 def _expect_need(route: BaseRoute) -> None:
     if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
-        return  # files of the package alone
+        return  # serves only files of the package
     if not isinstance(route, Route | WebSocketRoute) or need_of(route.endpoint) is None:
         raise ValueError(f"expected @requires(…) or @public at each route, got none at {route}")
 
 
 @public
 async def alive(request: Request) -> Response:
-    """Answer that the page works; says nothing else about the box."""
-    return JSONResponse({"v": 1, "program": "ast-stream", "version": __version__})
+    """Answer that this process is alive, and identify its page; reveals nothing about the box."""
+    page = page_id(services_of(request).settings)
+    return JSONResponse({"v": 1, "program": "ast-stream", "version": __version__, "page": page})
 
 
 async def _show_denied(request: Request, error: Exception) -> Response:
@@ -135,7 +154,7 @@ async def _show_fault(request: Request, error: Exception) -> Response:
 def _error(
     request: Request, status: int, text: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return a refusal, as a page or, for programs, as JSON."""
+    """Return an error response: a page or, for programs, JSON."""
     if not _wants_page(request):
         return JSONResponse({"v": 1, "error": text}, status, headers)
     return render(request, "error.html", status=status, headers=headers, text=text)

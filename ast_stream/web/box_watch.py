@@ -1,4 +1,4 @@
-"""How all processes are, asked in a thread of its own while somebody looks at it."""
+"""The status of all processes, polled in a thread while a page shows it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ast_stream.box_status import WorkersStatus, WorkersStatusClient
 from ast_stream.settings.schema import Settings
 
 EVERY_S = 3.0
-FIRST_S = 6.0  # that a page waits for the first answer
-ANSWER_S = 1.5  # for each process: the alerts process says how it is once a second
-LINGER_S = 20.0  # without anybody who looks
+FIRST_S = 6.0  # longest wait of a page for the first answers
+ANSWER_S = 1.5  # for each process: the alerts process publishes its status once a second
+LINGER_S = 20.0  # polling continues for so long after the last page has asked
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the processes answered last."""
+    """The last answers of the processes, and when they came."""
 
     found: WorkersStatus
     time_ns: int
 
 
 class BoxWatch:
-    """Keeps what the processes answered last; any number of pages cost them the same.
+    """Polls the processes and keeps their last answers, however many pages show them.
 
     Args:
-        wall_ns: the time of day.
+        wall_ns: wall clock.
     """
 
     def __init__(self, settings: Settings, wall_ns: Callable[[], int] = time.time_ns) -> None:
@@ -41,7 +41,7 @@ class BoxWatch:
         self._thread: threading.Thread | None = None
 
     def latest(self) -> Look | None:
-        """Return the last answers, waiting for the first; None: there are none yet."""
+        """Return the last answers, waiting for the first ones; None: there are none yet."""
         with self._has_looked:
             self._wanted_s = time.monotonic()
             if self._thread is None:
@@ -51,7 +51,7 @@ class BoxWatch:
             return self._latest
 
     def close(self) -> None:
-        """Stop to ask."""
+        """Stop polling."""
         self._stop.set()
         thread = self._thread
         if thread is not None:

@@ -1,6 +1,4 @@
-"""The record of who listened to clips, in the form of that of who asked for audio, and of who
-administrated.
-"""
+"""The audit log of the web page: who listened to clips, and who changed something."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from ast_stream.web.rights import Visitor
 
 
 class ClipAudit:
-    """Writes accesses to clips before they take place; from any thread.
+    """Records accesses to clips before they take place; for any thread.
 
     Args:
-        log: closed with this.
-        wall_ns: the time of day.
+        log: closed together with this object.
+        wall_ns: wall clock.
     """
 
     def __init__(self, log: AuditLog, wall_ns: Callable[[], int] = time.time_ns) -> None:
@@ -28,10 +26,10 @@ class ClipAudit:
         self._lock = threading.Lock()
 
     def record(self, visitor: Visitor, clip: ClipRecord) -> None:
-        """Record that a visitor is given a clip.
+        """Record that a visitor gets a clip.
 
         Raises:
-            WireError: it cannot be recorded, so it must not be given.
+            WireError: it cannot be recorded, so access must be denied.
         """
         samples = clip.stop_sample - clip.start_sample
         access = Access(
@@ -49,7 +47,7 @@ class ClipAudit:
             self._log.record(access)
 
     def record_refusal(self, visitor: Visitor, event_id: str, reason: str) -> None:
-        """Record that a visitor was not given a clip."""
+        """Record that a visitor was refused a clip."""
         access = Access(
             time_ns=self._wall_ns(),
             who=visitor.name,
@@ -63,24 +61,24 @@ class ClipAudit:
             self._log.record(access)
 
     def record_act(self, visitor: Visitor, act: str) -> None:
-        """Record what a visitor is about to change.
+        """Record a change that a visitor is about to make.
 
         Args:
-            act: what, beginning with a verb.
+            act: a description that begins with a verb.
 
         Raises:
-            WireError: it cannot be recorded, so it must not take place.
+            WireError: it cannot be recorded, so the change must not be made.
         """
         line = Act(time_ns=self._wall_ns(), who=visitor.name, account=visitor.account, act=act)
         with self._lock:
             self._log.record_act(line)
 
     def write_repeats(self) -> None:
-        """Write the repeats whose minute is over; to be called once in a while."""
+        """Write the repeated accesses whose minute is over; must be called regularly."""
         with self._lock:
             self._log.write_repeats()
 
     def close(self) -> None:
-        """Write what waits to be written."""
+        """Write the pending entries, and close the log."""
         with self._lock:
             self._log.close()

@@ -1,4 +1,4 @@
-"""Clips, to play and to download; each that is played is a line in the record of accesses."""
+"""Routes for playing and downloading clips; each request is recorded in the audit log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ast_stream.history.records import ClipRecord
-from ast_stream.web.past import clip_file
 from ast_stream.web.rights import requires, visitor_of
 from ast_stream.web.services import services_of
+from ast_stream.web.stored_data import clip_file
 
 MEDIA_TYPES = {"flac": "audio/flac", "opus": "audio/ogg", "wav": "audio/wav"}
 _GONE = "the clip is no longer kept"
@@ -22,11 +22,11 @@ def clip(request: Request) -> Response:
     services = services_of(request)
     event_id, part = str(request.path_params["id"]), int(request.path_params["part"])
     clips = services.past.history.clips(event_id)
-    found = next((one for one in clips if one.part == part), None)
+    found = next((clip for clip in clips if clip.part == part), None)
     path = None if found is None else clip_file(services.clips, found.path)
     if found is None or path is None:
         raise HTTPException(404, _GONE)
-    # every request: of one that asks for a part only nobody knows what is done with it
+    # every request is recorded, since a range request may also be used to download the clip
     services.clip_audit.record(visitor_of(request), found)
     is_download = request.query_params.get("download") == "1"
     return FileResponse(

@@ -1,4 +1,4 @@
-"""Connections of browsers: how many at a time, and how long one may take for its part."""
+"""Limits on browser connections: how many there may be, and how slow."""
 
 from __future__ import annotations
 
@@ -12,39 +12,63 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 MAX_CONNECTIONS = 256
-HEAD_S = 10.0  # for the whole head of a request to come
-READ_S = 30.0  # for a browser to read what waits for it
+HEAD_S = 10.0  # for the whole head of a request to arrive
+READ_S = 30.0  # for a browser to read what has been sent to it
 
 
 class _Deadline:
-    """Something that has to happen in time, or the connection is cut."""
+    """A time limit, after which a connection is closed."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._timer: TimerHandle | None = None
 
     def begin(self, cut: Callable[[], None]) -> None:
-        """Start to wait, unless it is waited for already."""
+        """Start the time limit, unless it is running already."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._limit_s, cut)
 
     def end(self) -> None:
-        """Stop to wait."""
+        """Stop the time limit."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
-class RequestConnection(H11Protocol):
-    """A connection with requests: refused if there are too many, cut if it is too slow."""
+class _Read(asyncio.Protocol):
+    """Base of all connections: closes one whose browser does not read."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reading = _Deadline(READ_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the time limit."""
+        self._reading.end()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the time limit for the browser to read."""
+        self._reading.begin(self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Stop the time limit and resume."""
+        self._reading.end()
+        super().resume_writing()
+
+
+class RequestConnection(_Read, H11Protocol):
+    """An HTTP connection: refused if there are too many, closed if it is too slow."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head = _Deadline(HEAD_S)
-        self._reading = _Deadline(READ_S)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for a request."""
+        """Start the time limit for a request."""
         super().connection_made(cast(asyncio.Transport, transport))
         if len(self.connections) > MAX_CONNECTIONS:
             self.transport.abort()
@@ -52,13 +76,12 @@ class RequestConnection(H11Protocol):
         self._head.begin(self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all waiting."""
+        """Stop all time limits."""
         self._head.end()
-        self._reading.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; anything but a whole head has to go on in time."""
+        """Process received bytes; an incomplete head must be completed in time."""
         super().data_received(data)
         if self.transport.get_protocol() is not self:
             return
@@ -68,39 +91,10 @@ class RequestConnection(H11Protocol):
             self._head.end()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Hand the connection over."""
+        """Hand the connection over to the WebSocket protocol."""
         self._head.end()
         super().handle_websocket_upgrade(event)
 
-    def pause_writing(self) -> None:
-        """Begin to wait for the browser to read."""
-        self._reading.begin(self.transport.abort)
-        super().pause_writing()
 
-    def resume_writing(self) -> None:
-        """Go on."""
-        self._reading.end()
-        super().resume_writing()
-
-
-class LiveConnection(WebSocketsSansIOProtocol):
-    """A WebSocket: cut if what waits for the browser is not read."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._reading = _Deadline(READ_S)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all waiting."""
-        self._reading.end()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Begin to wait for the browser to read."""
-        self._reading.begin(self.transport.abort)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        self._reading.end()
-        super().resume_writing()
+class LiveConnection(_Read, WebSocketsSansIOProtocol):
+    """A WebSocket."""

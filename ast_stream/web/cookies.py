@@ -1,4 +1,4 @@
-"""The page's cookies: of a login, and of a browser that has none."""
+"""The cookies of the page: for login sessions, and for browsers without one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ast_stream.settings.web import WebSettings
 
 
 class Cookies:
-    """Names and texts of the page's cookies.
+    """Makes the page's cookies.
 
-    Cookies are shared by all ports of a host: names hold the port. With TLS they are such that no
-    other host can set them.
+    All ports of a host share their cookies, so the names contain the port. With TLS the names have
+    a prefix that keeps other hosts from setting them.
     """
 
     def __init__(self, settings: WebSettings) -> None:
@@ -22,15 +22,15 @@ class Cookies:
         self.browser = f"{start}-browser"
 
     def of_browser(self, value: str) -> str:
-        """Return the cookie by which a browser is known before a login."""
+        """Return the cookie that identifies a browser before it logs in."""
         return self._text(self.browser, value)
 
     def of_session(self, value: str) -> str:
-        """Return the cookie of a login; the browser forgets it when it is closed."""
+        """Return the cookie of a login session, which ends when the browser is closed."""
         return self._text(self.session, value)
 
     def without_session(self) -> str:
-        """Return the cookie that removes that of a login."""
+        """Return a cookie that deletes the one of a login session."""
         return f"{self._text(self.session, '')}; Max-Age=0"
 
     def _text(self, name: str, value: str) -> str:
@@ -39,7 +39,7 @@ class Cookies:
 
 
 def read_cookies(headers: Headers) -> dict[str, str]:
-    """Return the cookies of a request; of two of one name none: one may be planted."""
+    """Return the cookies of a request, without duplicated names, one of which may be planted."""
     found: dict[str, str] = {}
     doubled = set()
     for part in "; ".join(headers.getlist("cookie")).split(";"):

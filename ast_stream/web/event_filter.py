@@ -1,4 +1,4 @@
-"""Which events a visitor wants to see, as the address of a page says it."""
+"""The filter of the event list, as encoded in the URL of a page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SEPARATOR = "~"
 
 @dataclass(frozen=True)
 class EventFilter:
-    """What is empty does not restrict.
+    """A filter of events; empty fields do not restrict.
 
     Attributes:
         stream: name.
         class_: slug.
         day: `2026-11-20`, in the time zone of this machine.
         verdict: `none` or `any`.
-        clip: `1`: only events of which there is a clip.
+        clip: `1`: only events with a clip.
     """
 
     stream: str = ""
@@ -38,12 +38,12 @@ class EventFilter:
 
     @classmethod
     def of(cls, parameters: QueryParams) -> EventFilter:
-        """Return what the address of a page asks for.
+        """Return the filter in the query parameters of a URL.
 
         Raises:
-            UsageError: a value that cannot be meant.
+            UsageError: a value is invalid.
         """
-        names = {one.name: one.name.rstrip("_") for one in fields(cls)}
+        names = {field.name: field.name.rstrip("_") for field in fields(cls)}
         found = cls(**{field: parameters.get(name, "") for field, name in names.items()})
         for field, name in names.items():
             if len(value := getattr(found, field)) > _MAX_CHARACTERS:
@@ -60,7 +60,7 @@ class EventFilter:
         """Return the query of a page of events.
 
         Raises:
-            UsageError: a day that is none.
+            UsageError: the day is invalid.
         """
         since_ns = until_ns = None
         if self.day:
@@ -78,17 +78,17 @@ class EventFilter:
         )
 
     def address(self, path: str, **more: str) -> str:
-        """Return the address of a page with this filter."""
-        own = {one.name.rstrip("_"): str(getattr(self, one.name)) for one in fields(self)}
+        """Return the URL of a page with this filter."""
+        own = {field.name.rstrip("_"): str(getattr(self, field.name)) for field in fields(self)}
         asked = {name: value for name, value in (own | more).items() if value}
         return f"{path}?{urlencode(asked)}" if asked else path
 
 
 def parse_key(text: str | None) -> Key | None:
-    """Return where a page of events begins; None: at the first one.
+    """Return the key of the event after which a page begins; None: at the first event.
 
     Raises:
-        UsageError: it is no such place.
+        UsageError: the text is not a key.
     """
     if not text:
         return None
@@ -99,5 +99,5 @@ def parse_key(text: str | None) -> Key | None:
 
 
 def format_key(key: Key) -> str:
-    """Return the place of an event as text."""
+    """Return the key of an event as text."""
     return f"{key[0]}{_SEPARATOR}{key[1]}"

@@ -1,4 +1,4 @@
-"""The pages of events: the list to review, and one event with its clip, scores and verdicts."""
+"""The event pages: the list for reviewing, and one event with its clip, scores and verdicts."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from ast_stream.web.event_filter import (
     parse_key,
 )
 from ast_stream.web.event_scores import event_scores, moments_around
-from ast_stream.web.past import Past, clip_file
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import requires, visitor_of
 from ast_stream.web.services import Services, services_of
+from ast_stream.web.stored_data import StoredData, clip_file
 
 MAX_NOTE_CHARACTERS = 500
 VERDICT_WORDS: dict[Verdict, str] = {
@@ -118,7 +118,7 @@ def scores(request: Request) -> Response:
 
 @requires("review")
 async def add_verdict(request: Request) -> Response:
-    """Write what a visitor says of an event, and go on to the next one."""
+    """Store a visitor's verdict on an event, and redirect to the next event."""
     form = await request.form()
     verdict = str(form.get("verdict", ""))
     label = str(form.get("label", "")).strip() or None
@@ -150,9 +150,9 @@ def _add_verdict(request: Request, verdict: str, label: str | None, note: str) -
 
 
 def way_of(event: EventRecord) -> list[dict[str, Any]]:
-    """Return where the time went from the sound to the message, in seconds; none where not known.
+    """Return the latency from sound to message by stage, in seconds; empty if not known.
 
-    Before `captured` it is the sound that had to last; then audio waits for its window and is
+    Until `captured` the sound has to last long enough; then its audio waits for a window and is
     scored; then the message is written and published.
     """
     moments = (event.onset_ns, event.captured_ns, event.scored_ns, event.published_ns)
@@ -170,7 +170,7 @@ def way_of(event: EventRecord) -> list[dict[str, Any]]:
     return found
 
 
-def _event(past: Past, request: Request) -> EventRecord:
+def _event(past: StoredData, request: Request) -> EventRecord:
     found = past.history.event(str(request.path_params["id"]))
     if found is None:
         raise HTTPException(404, "there is no such event, or it is no longer kept")
@@ -178,22 +178,22 @@ def _event(past: Past, request: Request) -> EventRecord:
 
 
 def _neighbour(
-    past: Past, event: EventRecord, asked: EventFilter, *, newest_first: bool
+    past: StoredData, event: EventRecord, asked: EventFilter, *, newest_first: bool
 ) -> str | None:
-    """Return the address of the next event in the list that the visitor goes through."""
+    """Return the URL of the next event in the visitor's list."""
     query = asked.query(after=event.key, limit=1, newest_first=newest_first)
     found = past.history.events(query)
     return asked.address(f"/events/{found[0].id}") if found else None
 
 
 def _with_labels(slugs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
-    """Return classes as they are asked for, and as they are shown."""
+    """Return the labels of classes by their slugs."""
     names = {slug(label): label for label in labels}
     return {name: names.get(name, name) for name in slugs}
 
 
 def _labels(services: Services) -> Sequence[str]:
-    """Return the classes that a visitor may name."""
+    """Return the classes that a visitor can choose from."""
     return services.hub.labels or services.past.history.names()[1]
 
 

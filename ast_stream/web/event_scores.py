@@ -22,7 +22,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class EventScores:
-    """Scores of the class of an event, and of the likeliest others.
+    """The scores of an event's class, and of the most likely other classes.
 
     Attributes:
         times_s: since the onset, shape (n_points,).
@@ -39,14 +39,14 @@ class EventScores:
 
 
 def moments_around(event: EventRecord) -> tuple[int, int]:
-    """Return between which moments the scores are of interest, nanoseconds since 1970."""
+    """Return start and end of the time whose scores are shown, nanoseconds since 1970."""
     stop_ns = event.onset_ns if event.offset_ns is None else event.offset_ns
     stop_ns = min(stop_ns, event.onset_ns + seconds_to_ns(MAX_S))
     return event.onset_ns - seconds_to_ns(AROUND_S), stop_ns + seconds_to_ns(AROUND_S)
 
 
 def event_scores(event: EventRecord, spans: Sequence[ScoreSpan]) -> EventScores:
-    """Return what to draw of the spans around an event; those of other models are left out."""
+    """Return the scores to draw around an event; spans of other models are left out."""
     known = [span for span in spans if span.labels is not None and event.label in span.labels]
     if not known or known[0].labels is None:
         return EventScores([], [])
@@ -61,7 +61,7 @@ def event_scores(event: EventRecord, spans: Sequence[ScoreSpan]) -> EventScores:
     scores: list[list[float | None]] = [[] for _ in shown]
     for number, span in enumerate(used):
         after_s = (span.times_ns[::step] - event.onset_ns) / NS_PER_SECOND
-        if number > 0:  # the line is broken where windows are missing
+        if number > 0:  # interrupt the line where windows are missing
             times.append(round(float(after_s[0]) - 1e-3, 3))
             for series in scores:
                 series.append(None)

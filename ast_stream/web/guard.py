@@ -1,7 +1,7 @@
-"""What every request passes before a route sees it, and what every response carries.
+"""Checks every request before it reaches a route, and adds headers to every response.
 
-The host it names, the proxy's secret, the length and pace of its body, where it was sent from, and
-the token of the page it was sent from. Nothing is decided by the address of the sender.
+Checked are the Host header, the proxy's secret, the length and pace of the body, the origin, and
+the CSRF token. The sender's address decides nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ast_stream.web.services import Services
 from ast_stream.web.tokens import random_text
 
 MAX_BODY_BYTES = 64 * 1024
-BODY_S = 20.0  # for all of a body to come
+BODY_S = 20.0  # for a whole body to arrive
 PROXY_TOKEN_HEADER = "X-Ast-Stream-Proxy-Token"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
@@ -45,7 +45,7 @@ _FORM = "application/x-www-form-urlencoded"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # not no-referrer: with it browsers hide where a form was sent from
+    # not no-referrer, with which browsers hide the origin of a form
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 
 class _RefusedError(Exception):
-    """A request is not passed on."""
+    """A request is refused."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -73,7 +73,7 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Args:
-        show_fault: returns the response to a request in which the application failed.
+        show_fault: returns the response to a request whose handling has failed.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Guard:
         self._proxy_token = read_proxy_token(self._settings.behind_proxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request on to the application, or refuse it."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -120,8 +120,8 @@ class Guard:
             await response(scope, receive, reply.send)
 
     def _know(self, scope: Scope, headers: Headers, reply: _Reply) -> tuple[Visitor, str]:
-        """Find out who sent a request, and note it; return that, and what its tokens are made for:
-        its login, or the browser.
+        """Return the visitor who sent a request, and the login or browser that its CSRF tokens are
+        bound to; also stores the visitor in the scope.
         """
         cookies, names = read_cookies(headers), self._services.cookies
         secret = cookies.get(names.session)
@@ -135,7 +135,7 @@ class Guard:
         return visitor, browser
 
     def _expect_host(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a name that is not ours: a page of others may have it point here."""
+        """Refuse a host name that is not ours: an attacker may have it resolve to this address."""
         hosts = headers.getlist("host")
         name = _host_name(hosts[0]) if len(hosts) == 1 else None
         known = {*self._settings.hosts}
@@ -143,7 +143,7 @@ class Guard:
             known.add(self._settings.address[0].lower())
         if self._settings.is_on_loopback:
             known.update(_LOCALHOST)
-        # an address cannot be made to point elsewhere; but it has to be the one connected to
+        # an IP address cannot be rebound, but it must be the one that was connected to
         local = (scope.get("server") or ("",))[0]
         if name is None or not (name in known or _is_address(name, local)):
             shown = ", ".join(hosts) or "none"
@@ -159,7 +159,7 @@ class Guard:
             raise _RefusedError(403, f"{text}web.behind_proxy.token_file: ask through the proxy")
 
     def _expect_origin(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what a page of others has sent."""
+        """Refuse requests sent by pages of another origin."""
         origins = headers.getlist("origin")
         parts = urlsplit(origins[0]) if len(origins) == 1 else urlsplit("")
         schemes = {scope["scheme"].replace("ws", "http")}
@@ -182,10 +182,10 @@ class Guard:
 
 
 class _Reply:
-    """What is sent back: with the headers that every response has, and only to who may have it.
+    """A response: adds the headers of every response, and stops when the visitor's rights end.
 
     Attributes:
-        visitor: whose rights may end while it is sent; None: there is none yet.
+        visitor: who it is sent to; None: not known yet.
         new_browser: value of the cookie for a browser that has none; None: it has one.
         has_started: whether the head has been sent.
     """
@@ -200,7 +200,7 @@ class _Reply:
         self._has_ended = False
 
     async def send(self, message: Message) -> None:
-        """Send a message; once the rights of the visitor have ended, the last one."""
+        """Send a message, or end the response if the visitor's rights have ended."""
         kind = message["type"]
         if self._has_ended:
             return
@@ -233,7 +233,7 @@ class _Reply:
 
 
 def read_proxy_token(proxy: BehindProxy | None) -> bytes | None:
-    """Return the secret that the proxy shows; None: there is no proxy.
+    """Return the secret that the proxy must present; None: there is no proxy.
 
     Raises:
         StartupError: it cannot be read, or is too short.
@@ -252,7 +252,7 @@ def read_proxy_token(proxy: BehindProxy | None) -> bytes | None:
 
 
 def _host_name(host: str) -> str | None:
-    """Return the name or address in a Host header, without its port; None: there is none."""
+    """Return the name or address in a Host header, without its port; None: it is invalid."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(f"//{host}")
         if parts.netloc == host and parts.username is None and parts.port != 0:
@@ -267,7 +267,7 @@ def _is_address(name: str, local: str) -> bool:
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes:
-    """Return the whole body of a request, if it is short and comes soon."""
+    """Return the whole body of a request, or refuse it if it is too long or too slow."""
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
         raise _RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes, got {length[:20]}")
@@ -288,7 +288,7 @@ async def _body(headers: Headers, receive: Receive) -> bytes:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body that was read, then what comes after it."""
+    """Return a `receive` that first yields the body that was read, then what follows it."""
     is_given = False
 
     async def replayed() -> MutableMapping[str, Any]:
@@ -305,6 +305,6 @@ async def _refuse(refused: _RefusedError, scope: Scope, receive: Receive, send: 
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 4400 + refused.status % 100})
         return
-    # whatever is left of the body is not read: the connection cannot be used again
+    # the rest of the body is not read, so the connection cannot be reused
     response = PlainTextResponse(f"{refused.text}\n", refused.status, {"Connection": "close"})
     await response(scope, receive, send)

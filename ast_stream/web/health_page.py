@@ -1,4 +1,4 @@
-"""The page Health: how everything is, what was missed, and what waits to be delivered."""
+"""The page Health: status, gaps, alerts and deliveries."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from ast_stream.messages.administration import (
 from ast_stream.settings.storage import DAY_S
 from ast_stream.units import NS_PER_SECOND, samples_to_seconds, seconds_to_ns
 from ast_stream.web.moments import day_and_clock
-from ast_stream.web.past import NoHistoryError, Past
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import requires, visitor_of
 from ast_stream.web.services import Services, services_of
+from ast_stream.web.stored_data import NoHistoryError, StoredData
 
 SHOWN_GAPS = 50
 MAX_NUMBER_CHARACTERS = 15
 HEALTH, NOW = "/health", "/health/now"
-_SAID = "said: "  # begins what such a token is for
+_SAID = "said: "  # prefix of the text that such a token signs
 
 
 @requires("view")
 def health(request: Request) -> Response:
-    """Show how everything is."""
+    """Show the state of the box."""
     services = services_of(request)
     return render(
         request,
@@ -61,7 +61,7 @@ def health_now(request: Request) -> Response:
 
 
 def _what_was_said(request: Request) -> str:
-    """Return the answer that the redirect carries; nothing where somebody else has written it."""
+    """Return the answer in the redirect's URL; empty if its token shows that it is forged."""
     said = request.query_params.get("said", "")
     mark = request.query_params.get("mark", "")
     return said if services_of(request).tokens.is_of(mark, _SAID + said) else ""
@@ -77,19 +77,20 @@ def _now(services: Services) -> dict[str, Any]:
         "workers": [(name, box) for name, box in boxes.items()],
         "alerts_process": next((box.alerts for box in boxes.values() if box.alerts), None),
         "recorder": next((box.recorder for box in boxes.values() if box.recorder), None),
-        "streams": [(name, one, open_events(box, name)) for box in boxes.values()
-                    for name, one in box.streams.items()],
+        "forward": next((box.forward for box in boxes.values() if box.forward), None),
+        "streams": [(name, stream, open_events(box, name)) for box in boxes.values()
+                    for name, stream in box.streams.items()],
         "looked": look.time_ns,
         "lost_s": samples_to_seconds,
     }  # fmt: skip
 
 
 def open_events(box: BoxStatus, stream: str) -> str:
-    """Return the classes of the events that are open on a stream."""
+    """Return the classes of the open events of a stream."""
     return ", ".join(event.label for event in box.events if event.stream == stream) or "none"
 
 
-def _gaps(past: Past) -> dict[str, Any]:
+def _gaps(past: StoredData) -> dict[str, Any]:
     since_ns = time.time_ns() - seconds_to_ns(DAY_S)
     try:
         found = past.history.gaps(since_ns=since_ns)
@@ -178,7 +179,7 @@ def _drop(form: FormData) -> tuple[AdministrationRequest, str]:
 
 
 def _numbers(form: FormData) -> list[int]:
-    """Return the numbers of deliveries in a form; none: all of them, which it has to say."""
+    """Return the delivery numbers in a form; empty if the form says that it means all."""
     texts = [value for value in form.getlist("number") if isinstance(value, str)]
     if not all(text.isdecimal() and len(text) <= MAX_NUMBER_CHARACTERS for text in texts):
         raise UsageError(f"number: expected those of deliveries, got {', '.join(texts)!r}")

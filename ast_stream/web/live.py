@@ -1,12 +1,13 @@
-"""The feeds, read once and handed to all browsers.
+"""Reads the feeds once and passes them on to all browsers.
 
-Of each publisher, one thread reads what is kept and what is said each second (events, gaps, alerts,
-health, status), as long as the page runs. Of each worker, another one reads what only a live view
-needs (spectrograms, scores, levels), and only while a browser shows one: any number of open pages
-costs a worker one subscription.
+For each publisher, one thread reads durable messages and those of every second (events, gaps,
+alerts, health, status) as long as the web process runs. For each worker, another thread reads what
+only live views need (spectrograms, scores, levels), and only while a browser shows one. So any
+number of open pages costs a worker one subscription.
 
-Each browser has a bounded queue. Of a live picture the oldest part is dropped. Of events nothing
-is: the browser's connection is ended instead, and as it reconnects it is sent what it missed.
+Each browser has a bounded queue. If it is full, the oldest part of a live picture is dropped, but
+no event: the browser's connection is closed instead, and when it reconnects it is sent what it has
+missed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.errors import WireError
-from ast_stream.feed import ClientKeys, FeedMessage, Missed, Subscriber
+from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import ReplayQuery, Snapshot, SnapshotQuery, TooOld, decode_replay
 from ast_stream.settings.paths import alerts_endpoint, feed_endpoint, query_endpoint
@@ -31,145 +32,101 @@ from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import Sockets
+from ast_stream.web.browser_queue import BrowserMessage, BrowserQueue
 from ast_stream.web.live_messages import event_stream_message, live_message
-from ast_stream.web.recent import Backlog, RecentMessages, parse_place
+from ast_stream.web.pool_reading import PoolReading
+from ast_stream.web.recent_messages import Backlog, RecentMessages, parse_place
 
 KEPT_TOPICS = ("event/", "gap/", "alert/", "health/", "status/")
 PICTURE_TOPICS = ("spectrogram/", "scores/", "levels/")
 ALERTS = "alerts"  # name of the feed of the alerts process
 RECENT_MESSAGES = 5000
-RECENT_ALERTS = 50  # sent to each browser as it connects: no feed has a log of them
+RECENT_ALERTS = 50  # sent to each browser when it connects: alerts cannot be replayed
 MAX_LISTENERS = 200  # browser connections of each kind
 WAITING_EVENTS = 2000  # for one browser
 WAITING_PICTURES = 50  # for one browser: five seconds of one stream
 MAX_REPLAYED = 20_000  # messages from the log for one browser
-_WAITING_FOR_LOOP = 5000  # what the threads have read and the event loop has not taken
+_WAITING_FOR_LOOP = 5000  # messages read by the threads and not yet taken by the event loop
 _POLL_S = 0.5
-_LINGER_S = 5.0  # a page that is loaded again goes on with the same subscription
+_LINGER_S = 5.0  # so that a page that is reloaded keeps the same subscription
 _ANSWER_TIMEOUT_S = 2.0
 _KEEP_ALIVE_S = 15.0
+
+Reader = Subscriber | SeveralFeeds
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Feed:
-    """Where a publisher is."""
+class PublisherAddress:
+    """The endpoints of a publisher, and the keys for them."""
 
     endpoint: str
     query: str | None
     keys: ClientKeys | None = None
 
     def subscriber(self, topics: tuple[str, ...]) -> Subscriber:
-        """Return a reader of some of its topics, from now on."""
+        """Return a reader of some of its topics, beginning with the next message."""
         return Subscriber(self.endpoint, topics=topics, query=self.query, keys=self.keys)
 
 
-def feeds_of(settings: Settings) -> dict[str, Feed]:
-    """Return the feeds of a configuration by name: of each worker, and of the alerts process.
+def feeds_of(settings: Settings) -> dict[str, PublisherAddress]:
+    """Return the publishers of a configuration by name: each worker, and the alerts process.
+
+    The workers of a pool are not among them.
 
     Raises:
-        ConfigError, StartupError: keys that are needed cannot be had.
+        ConfigError, StartupError: the keys for them cannot be read.
     """
     keys = client_keys(settings.transport)
-    feeds: dict[str, Feed] = {}
-    for name in worker_names(settings):
+    feeds: dict[str, PublisherAddress] = {}
+    for name in worker_names(settings) if settings.pool is None else ():
         own = of_worker(settings, name)
-        feeds[name or "worker"] = Feed(feed_endpoint(own), query_endpoint(own), keys)
+        feeds[name or "worker"] = PublisherAddress(feed_endpoint(own), query_endpoint(own), keys)
     if settings.alerts.rules:
-        feeds[ALERTS] = Feed(alerts_endpoint(settings), None)
+        feeds[ALERTS] = PublisherAddress(alerts_endpoint(settings), None)
     return feeds
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """What one or all browsers are sent; `position` is that of a durable message."""
-
-    data: bytes | str
-    position: Position | None = None
-
-
-class Listener:
-    """What waits for one browser.
-
-    Args:
-        may_drop: whether the oldest is dropped if there is no room, or the newest.
-
-    Attributes:
-        streams: names of those of which it wants pictures.
-        dropped: messages for which there was no room.
-    """
-
-    def __init__(self, max_waiting: int, *, may_drop: bool) -> None:
-        self.streams: frozenset[str] = frozenset()
-        self.dropped = 0
-        self._may_drop = may_drop
-        self._waiting: deque[Outgoing] = deque()
-        self._max_waiting = max_waiting
-        self._news = asyncio.Event()
-
-    @property
-    def is_overrun(self) -> bool:
-        """Whether it lacks a message that must not be dropped."""
-        return self.dropped > 0 and not self._may_drop
-
-    def put(self, message: Outgoing) -> bool:
-        """Add a message; return False if there was no room for all."""
-        self._news.set()
-        has_room = len(self._waiting) < self._max_waiting
-        if not has_room:
-            self.dropped += 1
-        if not has_room and self._may_drop:
-            self._waiting.popleft()
-        if has_room or self._may_drop:
-            self._waiting.append(message)
-        return has_room
-
-    def wake(self) -> None:
-        """Let `next` return."""
-        self._news.set()
-
-    async def next(self, timeout_s: float) -> Outgoing | None:
-        """Return the next message; None if none comes in time."""
-        if not self._waiting:
-            self._news.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), timeout_s)
-        return self._waiting.popleft() if self._waiting else None
 
 
 class LiveHub:
     """Reads the feeds of a configuration for all browsers.
 
-    All methods but `start` and `stop` are for the event loop.
+    All methods but `start` and `stop` must be called in the event loop.
 
     Args:
         feeds: by name; `alerts` is the alerts process, all others are workers.
-        labels: of the model's classes, in order; None: not known, and no scores are shown.
+        labels: of the model's classes, in order; None: not known, so no scores are shown.
+        pool: the workers of a pool, which are read as well; None: there is none.
 
     Attributes:
-        counters: what was read, sent and dropped since the start.
-        health: the last of each stream, by name.
-        statuses: the last of each process.
+        counters: messages read, sent and dropped since the start.
+        health: the last health message of each stream, by name.
+        statuses: the last status message of each process.
         open_events: events that have begun and not ended, by id.
     """
 
-    def __init__(self, feeds: Mapping[str, Feed], labels: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        feeds: Mapping[str, PublisherAddress],
+        labels: tuple[str, ...] | None = None,
+        pool: PoolReading | None = None,
+    ) -> None:
         self.counters: Counter[str] = Counter()
         self.health: dict[str, dict[str, Any]] = {}
         self.statuses: dict[str, dict[str, Any]] = {}
         self.open_events: dict[str, dict[str, Any]] = {}
-        self._feeds = dict(feeds)
+        self._feeds = dict(feeds)  # replaced as a whole when a worker of the pool is heard first
+        self._pool = pool
         self.labels = labels
         self._recent = RecentMessages(RECENT_MESSAGES)
-        self._alerts: deque[Outgoing] = deque(maxlen=RECENT_ALERTS)
-        self._events: set[Listener] = set()
-        self._pictures: set[Listener] = set()
+        self._alerts: deque[BrowserMessage] = deque(maxlen=RECENT_ALERTS)
+        self._events: set[BrowserQueue] = set()
+        self._pictures: set[BrowserQueue] = set()
         self._stopped = threading.Event()
         self._is_watched = threading.Event()
         self._watched_until_s = 0.0
         self._threads: list[threading.Thread] = []
-        self._readers: set[Subscriber] = set()
+        self._readers: set[Reader] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._handed_over: deque[tuple[str, FeedMessage | Missed | Snapshot]] = deque(
@@ -180,33 +137,40 @@ class LiveHub:
     @classmethod
     def of(cls, settings: Settings, labels: tuple[str, ...] | None = None) -> LiveHub:
         """Return the hub of a configuration."""
-        return cls(feeds_of(settings), labels)
+        pool = None if settings.pool is None else PoolReading.of(settings)
+        return cls(feeds_of(settings), labels, pool)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to read; what comes is handled by `loop`."""
+        """Start reading; messages are handled in `loop`."""
         self._loop = loop
         for name, feed in self._feeds.items():
             self._begin_thread(f"feed of {name}", self._read_kept, name, feed)
             if name != ALERTS:
                 self._begin_thread(f"pictures of {name}", self._read_pictures, feed)
+        if self._pool is not None:
+            self._pool.workers.start()
+            self._begin_thread("feeds of the pool", self._read_pool, self._pool)
+            self._begin_thread("pictures of the pool", self._read_pool_pictures, self._pool)
 
     def stop(self) -> None:
-        """End reading, and wait for it."""
+        """Stop reading, and wait for the threads to end."""
         self._stopped.set()
         self._is_watched.set()
         for reader in tuple(self._readers):
             reader.stop()
         for thread in self._threads:
             thread.join(_ANSWER_TIMEOUT_S + 2 * _POLL_S)
+        if self._pool is not None:
+            self._pool.workers.close()
 
     @property
     def viewers(self) -> dict[str, int]:
-        """Connections of browsers, by kind."""
+        """Number of browser connections, by kind."""
         return {"events": len(self._events), "pictures": len(self._pictures)}
 
     @property
     def place(self) -> str:
-        """Where a page stands that shows what this hub knows; empty before the first message."""
+        """The place of a page that shows everything this hub knows; empty before any message."""
         return self._recent.place
 
     def recent(self, count: int) -> list[FeedMessage]:
@@ -214,15 +178,15 @@ class LiveHub:
         return self._recent.newest(count)
 
     async def event_stream(self, last_id: str | None) -> AsyncIterator[str]:
-        """Yield server-sent events: first what was missed after `last_id`, then what comes.
+        """Yield server-sent events: first those missed since `last_id`, then new ones.
 
-        It ends when the browser does not keep up: that one reconnects, and is sent the rest.
+        It ends when the browser does not keep up; the browser then reconnects and gets the rest.
         """
-        with self._listening(self._events, WAITING_EVENTS, may_drop=False) as listener:
-            if listener is None:
+        with self._listening(self._events, WAITING_EVENTS, may_drop=False) as queue:
+            if queue is None:
                 yield event_stream_message("refused", {"error": "too many open pages"})
                 return
-            place = self._recent.place  # all that comes later is in the queue
+            place = self._recent.place  # everything newer is in the queue
             sent: set[Position] = set()
             yield "retry: 1000\n\n"
             if last_id:
@@ -234,30 +198,30 @@ class LiveHub:
             for alert in tuple(self._alerts):
                 yield str(alert.data)
             yield event_stream_message("hello", {}, place or None)
-            while not listener.is_overrun and not self._stopped.is_set():
-                message = await listener.next(_KEEP_ALIVE_S)
+            while not queue.is_overrun and not self._stopped.is_set():
+                message = await queue.next(_KEEP_ALIVE_S)
                 if message is None:
                     yield ": nothing new\n\n"
                 elif message.position is None or message.position not in sent:
                     yield str(message.data)
-            self.counters["slow_event_streams_ended"] += listener.is_overrun
+            self.counters["slow_event_streams_ended"] += queue.is_overrun
 
     @contextmanager
-    def watching(self) -> Iterator[Listener | None]:
-        """Give a listener to pictures of the `streams` that are set on it; None: too many."""
-        with self._listening(self._pictures, WAITING_PICTURES, may_drop=True) as listener:
+    def watching(self) -> Iterator[BrowserQueue | None]:
+        """Yield a queue of pictures of the `streams` set on it; None: too many browsers."""
+        with self._listening(self._pictures, WAITING_PICTURES, may_drop=True) as queue:
             self._is_watched.set()
             try:
-                yield listener
+                yield queue
             finally:
                 self._watched_until_s = time.monotonic() + _LINGER_S
                 if len(self._pictures) <= 1:
                     self._is_watched.clear()
 
     async def _missed_after(self, backlog: Backlog) -> AsyncIterator[FeedMessage | Missed]:
-        """Yield what a browser has missed, in order; from the log where it is no longer here."""
+        """Yield what a browser has missed, in order; what is no longer in memory from the log."""
         for position in backlog.unknown:
-            async with self._replaying:  # one at a time: the log is the worker's
+            async with self._replaying:  # one at a time: a replay takes a worker's time
                 for name in backlog.feeds:
                     for item in await asyncio.to_thread(self._from_log, name, position):
                         yield item
@@ -265,7 +229,7 @@ class LiveHub:
             yield entry.message
 
     def _from_log(self, name: str, after: Position) -> list[FeedMessage | Missed]:
-        """Return what the log of a publisher has after a position; in a thread of its own."""
+        """Return a publisher's logged messages after a position; runs in a separate thread."""
         feed = self._feeds[name]
         if feed.query is None:
             return []
@@ -293,18 +257,18 @@ class LiveHub:
 
     @contextmanager
     def _listening(
-        self, listeners: set[Listener], max_waiting: int, *, may_drop: bool
-    ) -> Iterator[Listener | None]:
+        self, listeners: set[BrowserQueue], max_waiting: int, *, may_drop: bool
+    ) -> Iterator[BrowserQueue | None]:
         if len(listeners) >= MAX_LISTENERS:
             self.counters["refused"] += 1
             yield None
             return
-        listener = Listener(max_waiting, may_drop=may_drop)
-        listeners.add(listener)
+        queue = BrowserQueue(max_waiting, may_drop=may_drop)
+        listeners.add(queue)
         try:
-            yield listener
+            yield queue
         finally:
-            listeners.discard(listener)
+            listeners.discard(queue)
 
     # the threads that read
 
@@ -314,31 +278,80 @@ class LiveHub:
         self._threads.append(thread)
 
     @contextmanager
-    def _reading(self, feed: Feed, topics: tuple[str, ...]) -> Iterator[Subscriber]:
-        with feed.subscriber(topics) as reader:
+    def _reading(self, opened: Reader) -> Iterator[None]:
+        with opened as reader:
             self._readers.add(reader)
             try:
-                yield reader
+                yield
             finally:
                 self._readers.discard(reader)
 
-    def _read_kept(self, name: str, feed: Feed) -> None:
-        boot = None
-        with self._reading(feed, KEPT_TOPICS) as reader:
+    def _read_kept(self, name: str, feed: PublisherAddress) -> None:
+        reader = feed.subscriber(KEPT_TOPICS)
+        boots: dict[str, object] = {}
+        with self._reading(reader):
+            while not self._stopped.is_set():
+                self._pass_on(name, feed, reader.receive(_POLL_S), boots)
+
+    def _read_pool(self, pool: PoolReading) -> None:
+        reader = pool.open_feed(KEPT_TOPICS)
+        boots: dict[str, object] = {}
+        with self._reading(reader):
             while not self._stopped.is_set():
                 item = reader.receive(_POLL_S)
-                if isinstance(item, FeedMessage) and item.body["boot"] != boot:
-                    boot = item.body["boot"]
-                    if name != ALERTS and (snapshot := self._snapshot(name, feed)) is not None:
-                        self._hand_over(name, snapshot)
-                if item is not None:
-                    self._hand_over(name, item)
+                if (by := reader.given_by) is None:
+                    continue
+                name, address = f"pool {by[0]}", by[1]
+                feed = PublisherAddress(address.feed, address.query, pool.keys_of(address))
+                if self._feeds.get(name) != feed:
+                    self._feeds = self._feeds | {name: feed}
+                self._pass_on(name, feed, item, boots)
 
-    def _read_pictures(self, feed: Feed) -> None:
+    def _pass_on(
+        self,
+        name: str,
+        feed: PublisherAddress,
+        item: FeedMessage | Missed | None,
+        boots: dict[str, object],
+    ) -> None:
+        """Hand over what was read; of another run of a worker, what it knows already before."""
+        if isinstance(item, FeedMessage) and item.body["boot"] != boots.get(name):
+            boots[name] = item.body["boot"]
+            if name != ALERTS and (snapshot := self._snapshot(name, feed)) is not None:
+                self._hand_over(name, snapshot)
+        if item is not None:
+            self._hand_over(name, item)
+
+    def _read_pool_pictures(self, pool: PoolReading) -> None:
+        """Read pictures of those streams only that a browser shows: a pool may have thousands."""
         while not self._stopped.is_set():
             if not self._is_watched.wait(_POLL_S):
                 continue
-            with self._reading(feed, PICTURE_TOPICS) as reader:
+            reader = pool.open_feed(())
+            topics: set[str] = set()
+            with self._reading(reader):
+                while not self._stopped.is_set() and self._are_pictures_wanted():
+                    wanted = {
+                        f"{kind}{stream}/"
+                        for queue in tuple(self._pictures)
+                        for stream in queue.streams
+                        for kind in PICTURE_TOPICS
+                    }
+                    for topic in wanted - topics:
+                        reader.add_topic(topic)
+                    for topic in topics - wanted:
+                        reader.remove_topic(topic)
+                    topics = wanted
+                    item = reader.receive(_POLL_S)
+                    if isinstance(item, FeedMessage):
+                        self._hand_over("", item)
+
+    def _read_pictures(self, feed: PublisherAddress) -> None:
+        while not self._stopped.is_set():
+            if not self._is_watched.wait(_POLL_S):
+                continue
+            reader = feed.subscriber(PICTURE_TOPICS)
+            with self._reading(reader):
                 while not self._stopped.is_set() and self._are_pictures_wanted():
                     item = reader.receive(_POLL_S)
                     if isinstance(item, FeedMessage):
@@ -347,8 +360,8 @@ class LiveHub:
     def _are_pictures_wanted(self) -> bool:
         return self._is_watched.is_set() or time.monotonic() < self._watched_until_s
 
-    def _snapshot(self, name: str, feed: Feed) -> Snapshot | None:
-        """Return how a worker is: also events that began before this process."""
+    def _snapshot(self, name: str, feed: PublisherAddress) -> Snapshot | None:
+        """Return the snapshot of a worker, with the events that began before this process."""
         if feed.query is None:
             return None
         sockets = Sockets(feed.keys)
@@ -363,7 +376,7 @@ class LiveHub:
             sockets.close()
 
     def _hand_over(self, name: str, item: FeedMessage | Missed | Snapshot) -> None:
-        """Give what was read to the event loop; the oldest is dropped if that hangs."""
+        """Pass a message to the event loop; if that hangs, the oldest message is dropped."""
         assert self._loop is not None
         with self._lock:
             if len(self._handed_over) == self._handed_over.maxlen:
@@ -371,7 +384,7 @@ class LiveHub:
             self._handed_over.append((name, item))
             is_first = len(self._handed_over) == 1
         if is_first:
-            with suppress(RuntimeError):  # the loop is closed: this process ends
+            with suppress(RuntimeError):  # the loop is closed: this process is ending
                 self._loop.call_soon_threadsafe(self._take_over)
 
     # in the event loop
@@ -386,7 +399,7 @@ class LiveHub:
             return
         if isinstance(item, Missed):
             self.counters["missed"] += 1
-            self._send(Outgoing(_text_of(item)))
+            self._send(BrowserMessage(_text_of(item)))
             return
         if item.topic.startswith(PICTURE_TOPICS):
             self._show(item)
@@ -397,7 +410,7 @@ class LiveHub:
         elif (before := item.position_before) is not None:
             self._recent.begin(name, before)
         self._note(name, item)
-        outgoing = Outgoing(_text_of(item, place), item.position if item.is_durable else None)
+        outgoing = BrowserMessage(_text_of(item, place), item.position if item.is_durable else None)
         if item.kind == "alert":
             self._alerts.append(outgoing)
         self._send(outgoing)
@@ -421,20 +434,20 @@ class LiveHub:
             case "status":
                 self.statuses[name] = body
 
-    def _send(self, message: Outgoing) -> None:
+    def _send(self, message: BrowserMessage) -> None:
         self.counters["event_messages"] += 1
-        for listener in self._events:
-            if not listener.put(message):
+        for queue in self._events:
+            if not queue.put(message):
                 self.counters["dropped_events"] += 1
 
     def _show(self, message: FeedMessage) -> None:
-        wanting = [one for one in self._pictures if message.stream in one.streams]
+        wanting = [queue for queue in self._pictures if message.stream in queue.streams]
         data = live_message(message, self.labels) if wanting else None
         if data is None:
             return
         self.counters["pictures"] += 1
-        for listener in wanting:
-            if not listener.put(Outgoing(data)):
+        for queue in wanting:
+            if not queue.put(BrowserMessage(data)):
                 self.counters["dropped_pictures"] += 1
 
 

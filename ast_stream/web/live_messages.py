@@ -1,7 +1,7 @@
-"""What browsers are sent: server-sent events, and the binary messages of a live picture.
+"""Messages to browsers: server-sent events, and binary messages with live spectrograms.
 
-A binary message is the length of its header (uint32, little-endian), the header (JSON) and pixels
-(uint8, one column of log-mel after the other, low frequencies first).
+A binary message has the length of its header (uint32, little-endian), the header (JSON), and the
+pixels (uint8, log-mel column by column, low frequencies first).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _SCORE_DIGITS = 3
 
 
 def event_stream_message(name: str, body: Mapping[str, Any], place: str | None = None) -> str:
-    """Return a server-sent event; `place` is what the browser sends when it reconnects."""
+    """Return a server-sent event; the browser sends `place` when it reconnects."""
     lines = [] if place is None else [f"id: {place}\n"]
-    # JSON has no line ends, and of a name only its letters get here
+    # neither JSON nor names contain line breaks, which would end the event
     return "".join([*lines, f"event: {name}\n", f"data: {_json(body)}\n\n"])
 
 
 def live_message(message: FeedMessage, labels: Sequence[str] | None) -> bytes | str | None:
-    """Return what a live view is sent of a message: text is JSON; None: nothing.
+    """Return the part of a message that live views get, as JSON text or bytes; None: nothing.
 
     Args:
         labels: of the model's classes; None: not known.
@@ -45,7 +45,7 @@ def live_message(message: FeedMessage, labels: Sequence[str] | None) -> bytes | 
 
 def _top_scores(message: FeedMessage, labels: Sequence[str]) -> str | None:
     scores = message.scores
-    if scores is None or len(scores) != len(labels):  # of another checkpoint than the page's
+    if scores is None or len(scores) != len(labels):  # from another checkpoint than the page's
         return None
     best = np.argsort(-scores, kind="stable")[:TOP_SCORES]
     top = [(labels[index], round(float(scores[index]), _SCORE_DIGITS)) for index in best]

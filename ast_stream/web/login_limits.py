@@ -1,4 +1,4 @@
-"""How often a login may be tried: by whom, from where, and by all together, in bounded memory."""
+"""Rate limits of logins: by name, by address and in total, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_BUCKETS = 10_000
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many tries at once, and how long until there is one more."""
+    """How many attempts are allowed at once, and how long until another one is."""
 
     burst: int
     refill_s: float
@@ -23,7 +23,7 @@ class Allowance:
 
 OF_ALL = Allowance(100, 1.0)
 OF_ADDRESS = Allowance(20, 15.0)
-OF_NAME = Allowance(50, 30.0)  # from all addresses: who knows a name cannot lock its user out soon
+OF_NAME = Allowance(50, 30.0)  # from all addresses: large, so that a user is not easily locked out
 OF_NAME_AND_ADDRESS = Allowance(5, 60.0)
 
 
@@ -39,13 +39,13 @@ class _Bucket:
 
 
 class LoginLimits:
-    """Counts tries before a password is checked; one that was right is given back.
+    """Counts attempts before a password is checked; a successful one is given back.
 
     Args:
         now_s: monotonic clock.
 
     Attributes:
-        refused: tries that were not allowed.
+        refused: number of attempts that were not allowed.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -58,11 +58,11 @@ class LoginLimits:
         return len(self._buckets)
 
     def try_again_s(self, name: str, address: str) -> float:
-        """Count a try, and return 0; or return in how many seconds the next one is allowed.
+        """Count an attempt and return 0, or return the seconds until the next one is allowed.
 
         Args:
-            name: of whom the login is for, known or not.
-            address: where it comes from.
+            name: user name of the attempt, known or not.
+            address: of the client.
         """
         now_s = self._now_s()
         with self._lock:
@@ -85,7 +85,7 @@ class LoginLimits:
             return 0.0
 
     def give_back(self, name: str, address: str) -> None:
-        """Note that the try counted last for a name and an address was right."""
+        """Uncount the last attempt for a name and an address, because it succeeded."""
         with self._lock:
             for key, allowance in _keys(name, address):
                 if (bucket := self._buckets.get(key)) is not None:
@@ -93,7 +93,7 @@ class LoginLimits:
 
 
 def in_words(wait_s: float) -> str:
-    """Return a wait as people say it."""
+    """Return a waiting time in words."""
     if wait_s > 90:
         return f"{math.ceil(wait_s / 60)} minutes"
     n_seconds = math.ceil(wait_s)
@@ -111,7 +111,7 @@ def _keys(name: str, address: str) -> list[tuple[tuple[str, ...], Allowance]]:
 
 
 def _place(address: str) -> str:
-    """Return what counts as one place: an address, or the network that one customer has."""
+    """Return the address, or the network that one customer usually has, for counting attempts."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

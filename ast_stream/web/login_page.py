@@ -1,4 +1,4 @@
-"""Log in and out."""
+"""The pages for logging in and out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGIN, LOGOUT = "/login", "/logout"
 
 @public
 async def show_login(request: Request) -> Response:
-    """Return the form; those who need none are sent on."""
+    """Return the login form; visitors who need none are redirected."""
     after = local_path(request.query_params.get("next"))
     services = services_of(request)
     if visitor_of(request).account:
@@ -35,7 +35,7 @@ async def show_login(request: Request) -> Response:
 
 @public
 async def log_in(request: Request) -> Response:
-    """Begin a login, with a new secret, and end the one that the browser had."""
+    """Begin a login session with a new secret, and end the browser's previous session."""
     services = services_of(request)
     form = await request.form()
     after = local_path(_text(form, "next"))
@@ -68,7 +68,7 @@ async def log_in(request: Request) -> Response:
 
 @public
 async def log_out(request: Request) -> Response:
-    """End a login."""
+    """End the login session."""
     _end_session(request)
     response = RedirectResponse(LOGIN, 303)
     response.headers.append("Set-Cookie", services_of(request).cookies.without_session())
@@ -76,9 +76,13 @@ async def log_out(request: Request) -> Response:
 
 
 def local_path(path: str | None) -> str:
-    """Return a path of this page; of anything else, the start: a link may lead to others."""
+    """Return a path if it is on this site; otherwise `/`, since a link may lead elsewhere."""
     is_ours = path is not None and path.startswith("/") and not path.startswith(("//", "/\\"))
-    if path is None or not is_ours or any(ord(one) < 0x21 or one == "\\" for one in path):
+    if (
+        path is None
+        or not is_ours
+        or any(ord(character) < 0x21 or character == "\\" for character in path)
+    ):
         return "/"
     return path
 

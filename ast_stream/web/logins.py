@@ -1,4 +1,4 @@
-"""Logins: name and password checked, not too often, with the same work whoever is named."""
+"""Logins: rate-limited checks of name and password, equally slow for unknown names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ast_stream.web.login_limits import LoginLimits, in_words
 from ast_stream.web.passwords import MAX_BYTES, Passwords
 from ast_stream.web.sessions import Sessions
 
-MAX_WAITING = 16  # logins whose password is checked, or waits for that
+MAX_WAITING = 16  # logins whose password is being checked, or is waiting to be
 _WRONG = "name or password is not right"
 
 logger = logging.getLogger(__name__)
 
 
 class LoginError(AstStreamError):
-    """A login that did not come about.
+    """A login has failed.
 
     Attributes:
-        status: of the response.
-        wait_s: until the next try is worth it.
+        status: HTTP status of the response.
+        wait_s: until the next attempt makes sense.
     """
 
     def __init__(self, status: int, text: str, wait_s: float | None = None) -> None:
@@ -33,11 +33,11 @@ class LoginError(AstStreamError):
 
 
 class Logins:
-    """Checks passwords, one at a time: each takes memory and a core.
+    """Checks passwords, one at a time, since each check takes much memory and a core.
 
     Attributes:
-        limits: of how often a login may be tried.
-        failed: tries with a wrong name or password.
+        limits: rate limits of login attempts.
+        failed: number of attempts with a wrong name or password.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Logins:
         self._log = LimitedLog(logger)
 
     async def begin(self, name: str, password: str, address: str) -> str:
-        """Return the secret of a new login.
+        """Return the secret of a new login session.
 
         Raises:
-            LoginError: too many tries, or name or password is wrong.
+            LoginError: too many attempts, or the name or password is wrong.
         """
         if len(name) > MAX_NAME_CHARACTERS or len(password.encode(errors="replace")) > MAX_BYTES:
             raise LoginError(401, _WRONG)
@@ -82,7 +82,7 @@ class Logins:
             self._n_waiting -= 1
         if user is None or not is_right:
             self.failed += 1
-            shown = "somebody" if user is None else name  # of no user: it may be a password
+            shown = "somebody" if user is None else name  # an unknown name may be a password
             self._log.warning("%s did not log in from %s: %s", shown, address, _WRONG)
             raise LoginError(401, _WRONG)
         self.limits.give_back(name, address)

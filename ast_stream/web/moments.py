@@ -1,15 +1,16 @@
-"""Days and times of day as the pages show them: in the time zone of this machine."""
+"""Days and times as the pages show them: in the time zone of this machine."""
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from ast_stream.errors import UsageError
+from ast_stream.history.days import starts_of_days
 from ast_stream.units import NS_PER_SECOND
 
 
 def local_time(time_ns: int) -> datetime:
-    """Return a moment on the clock of this machine's place."""
+    """Return a time in the time zone of this machine."""
     return datetime.fromtimestamp(time_ns / NS_PER_SECOND).astimezone()
 
 
@@ -29,16 +30,16 @@ def zone(time_ns: int) -> str:
 
 
 def utc_offset_s(time_ns: int) -> int:
-    """Return how far the clock of this place is ahead of UTC, seconds."""
+    """Return how far local time is ahead of UTC, in seconds."""
     offset = local_time(time_ns).utcoffset()
     return 0 if offset is None else round(offset.total_seconds())
 
 
 def parse_day(text: str | None, today: date) -> date:
-    """Return the day in a request; today if it names none.
+    """Return the day in a request; today if there is none.
 
     Raises:
-        UsageError: it is no day.
+        UsageError: the text is not a day.
     """
     if not text:
         return today
@@ -48,23 +49,11 @@ def parse_day(text: str | None, today: date) -> date:
         raise UsageError(f"day: expected one such as {today.isoformat()}, got {text!r}") from error
 
 
-def start_of_day(day: date) -> int:
-    """Return when a day begins here, nanoseconds since 1970.
+def day_range(day: date) -> tuple[int, int]:
+    """Return start and end of a local day, which may have 23 or 25 hours (ns).
 
     Raises:
-        UsageError: a day before 1970, or too far ahead.
+        UsageError: the day is before 1970 or too far in the future.
     """
-    try:
-        began = datetime(day.year, day.month, day.day).astimezone().timestamp()
-    except (OverflowError, OSError, ValueError) as error:
-        raise UsageError(f"day: expected one of this age, got {day.isoformat()}") from error
-    return round(began) * NS_PER_SECOND
-
-
-def day_range(day: date) -> tuple[int, int]:
-    """Return begin and end of a day here, which may have 23 or 25 hours."""
-    try:
-        following = day + timedelta(days=1)
-    except OverflowError as error:
-        raise UsageError(f"day: expected one of this age, got {day.isoformat()}") from error
-    return start_of_day(day), start_of_day(following)
+    since_ns, until_ns = starts_of_days(day, day)
+    return since_ns, until_ns

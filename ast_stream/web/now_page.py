@@ -1,4 +1,4 @@
-"""The page Now, and the two connections by which it lives."""
+"""The page Now, and its two live connections."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ast_stream.history.records import EventQuery, EventRecord
 from ast_stream.units import format_time
-from ast_stream.web.live import Listener, LiveHub
+from ast_stream.web.browser_queue import BrowserQueue
+from ast_stream.web.live import LiveHub
 from ast_stream.web.live_messages import TOP_SCORES
 from ast_stream.web.moments import utc_offset_s
-from ast_stream.web.past import NoHistoryError, Past
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import requires
 from ast_stream.web.services import services_of
+from ast_stream.web.stored_data import NoHistoryError, StoredData
 
 SHOWN_EVENTS = 30
-TRY_AGAIN_LATER = 1013  # code with which a WebSocket is closed
+TRY_AGAIN_LATER = 1013  # WebSocket close code
 _MAX_WISH_CHARACTERS = 64 * 1024
 _KEEP_ALIVE_S = 15.0
 
 
 @requires("view")
 def now(request: Request) -> Response:
-    """Show all streams as they are."""
+    """Show the current state of all streams."""
     services = services_of(request)
     hub = services.hub
-    # first: what happens from here on comes by the event stream
+    # read first: everything newer arrives by the event stream
     place = hub.place
     health = dict(hub.health)
     configured = [stream.name for stream in services.settings.streams]
@@ -54,7 +55,7 @@ def now(request: Request) -> Response:
 
 @requires("view")
 async def event_stream(request: Request) -> Response:
-    """Tell what happens, as server-sent events, for as long as the browser listens."""
+    """Send server-sent events until the browser disconnects."""
     last_id = request.headers.get("last-event-id") or request.query_params.get("after")
     stream = services_of(request).hub.event_stream(last_id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -81,15 +82,15 @@ async def pictures(socket: WebSocket) -> None:
                 else:
                     await socket.send_text(message.data)
         except (WebSocketDisconnect, RuntimeError):
-            pass  # it went away while something was sent
+            pass  # it disconnected during a send
         finally:
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
 
 
-async def _read_wishes(socket: WebSocket, listener: Listener) -> None:
-    """Take what the browser wants to see until it goes, or says what makes no sense."""
+async def _read_wishes(socket: WebSocket, listener: BrowserQueue) -> None:
+    """Apply the browser's wishes until it disconnects or sends an invalid one."""
     with suppress(WebSocketDisconnect):
         while (streams := parse_wish(await socket.receive_text())) is not None:
             listener.streams = streams
@@ -98,7 +99,7 @@ async def _read_wishes(socket: WebSocket, listener: Listener) -> None:
 
 
 def parse_wish(text: str) -> frozenset[str] | None:
-    """Return the streams that a browser wants pictures of; None: it makes no sense."""
+    """Return the streams whose pictures a browser wants; None: the text is invalid."""
     if len(text) > _MAX_WISH_CHARACTERS:
         return None
     try:
@@ -111,8 +112,8 @@ def parse_wish(text: str) -> frozenset[str] | None:
     return None
 
 
-def newest_events(past: Past, hub: LiveHub) -> list[dict[str, Any]]:
-    """Return the last events, newest first: of the history, else those heard since the start."""
+def newest_events(past: StoredData, hub: LiveHub) -> list[dict[str, Any]]:
+    """Return the last events, newest first: from the history, or else those since the start."""
     try:
         records = past.history.events(EventQuery(limit=SHOWN_EVENTS))
     except NoHistoryError:

@@ -1,4 +1,4 @@
-"""Passwords: hashed with argon2id, and checked with the same work whoever is named."""
+"""Passwords: hashed with argon2id, and checked equally slowly for unknown names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BYTES = 1024
 
 
 def expect_password(password: str) -> None:
-    """Refuse what cannot be a password.
+    """Refuse a password of unsuitable length.
 
     Raises:
         UsageError: it is too short or too long.
@@ -30,10 +30,10 @@ def hash_password(password: str) -> str:
 
 
 class Passwords:
-    """Checks passwords; each takes tens of milliseconds and 64 MiB.
+    """Checks passwords; each check takes tens of milliseconds and 64 MiB.
 
     Args:
-        hasher: its parameters; the library's own follow RFC 9106.
+        hasher: the parameters; the library's defaults follow RFC 9106.
     """
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
@@ -41,10 +41,10 @@ class Passwords:
         self._of_nobody = self._hasher.hash(secrets.token_urlsafe())
 
     def is_right(self, password: str, password_hash: str | None) -> bool:
-        """Return whether a hash is that of a password.
+        """Return whether a password has this hash.
 
         Args:
-            password_hash: None: there is no such user; the answer is no, after the same work.
+            password_hash: None: there is no such user; returns False after the same work.
         """
         try:
             self._hasher.verify(password_hash or self._of_nobody, password)

@@ -1,4 +1,4 @@
-"""The web process: it serves the page until a signal stops it."""
+"""The web process: serves the page until a signal stops it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
     """Serve until `stop` is set.
 
     Args:
-        reload: read the configuration and the certificate again when it is set.
+        reload: when set, the configuration and the certificate are read again.
 
     Raises:
         StartupError: the address, the certificate, the users or a secret cannot be used.
@@ -39,8 +39,8 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
     with ExitStack() as cleanup:
         tls = open_tls(settings.web)
         sockets = bind(settings.web)
-        for one in sockets:
-            cleanup.callback(one.close)
+        for listening in sockets:
+            cleanup.callback(listening.close)
         services = open_services(loaded, cleanup)
         server = PageServer(create_app(services), sockets, tls)
         server.start()

@@ -1,4 +1,4 @@
-"""Pages from templates: what every one of them can use, and the entries of the navigation."""
+"""Pages rendered from templates, and the helpers that all templates share."""
 
 from __future__ import annotations
 
@@ -21,21 +21,16 @@ CSRF_TOKEN = "ast_stream.csrf_token"  # key of the ASGI scope
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One entry of the navigation."""
+class NavigationEntry:
+    """One entry of the navigation.
+
+    Attributes:
+        needs: the right to open it.
+    """
 
     name: str
     path: str
     needs: Scope
-
-
-ENTRIES = (
-    Entry("Now", "/", "view"),
-    Entry("Timeline", "/timeline", "view"),
-    Entry("Events", "/events", "view"),
-    Entry("Tune", "/tune", "view"),
-    Entry("Health", "/health", "view"),
-)
 
 
 def render(
@@ -46,10 +41,11 @@ def render(
     headers: dict[str, str] | None = None,
     **context: Any,
 ) -> HTMLResponse:
-    """Return a page, made of a template that extends `base.html`.
+    """Return a page rendered from a template that extends `base.html`.
 
-    Templates can use, beside `context`: `visitor` (its `may`), `entries` of the navigation that the
-    visitor may open, `path` of the request, `csrf_token`, `nonce` for style elements, `version`.
+    Besides `context`, templates can use: `visitor` (its `may`), `entries` of the navigation that
+    the visitor may open, `path` of the request, `csrf_token`, `nonce` for style elements, and
+    `version`.
     """
     visitor = visitor_of(request)
     text = (
@@ -57,7 +53,7 @@ def render(
         .get_template(template)
         .render(
             visitor=visitor,
-            entries=[entry for entry in ENTRIES if visitor.may(entry.needs)],
+            entries=[entry for entry in request.app.state.navigation if visitor.may(entry.needs)],
             path=request.url.path,
             csrf_token=request.scope.get(CSRF_TOKEN, ""),
             nonce=request.scope.get(NONCE, ""),
@@ -69,9 +65,9 @@ def render(
 
 
 def sentence(text: str) -> str:
-    """Return a text with what makes a sentence of it; names at its beginning stay as they are."""
+    """Return a text with a capital letter and a full stop; a name at its beginning is kept."""
     first = text.partition(" ")[0]
-    is_name = first.endswith(":") or any(one in first for one in "_./")
+    is_name = first.endswith(":") or any(mark in first for mark in "_./")
     return f"{text if is_name else text[:1].upper() + text[1:]}."
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of itself to Prometheus."""
+"""Metrics of the web process, for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ast_stream.web.sessions import Sessions
 
 
 def families(hub: LiveHub) -> list[Family]:
-    """Return the figures of what browsers are sent."""
+    """Return the metrics of the messages to browsers."""
     counters = hub.counters
     return [
         figure(
@@ -55,7 +55,7 @@ def families(hub: LiveHub) -> list[Family]:
 
 
 def login_families(logins: Logins, sessions: Sessions) -> list[Family]:
-    """Return the figures of who logs in."""
+    """Return the metrics of logins."""
     return [
         figure("ast_stream_web_sessions", "Logins that go on", float(len(sessions))),
         figure(

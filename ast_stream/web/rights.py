@@ -1,7 +1,7 @@
-"""Who looks at the page, what that visitor may do, and which right each route needs.
+"""Authorisation: who a visitor is, what the visitor may do, and the right that each route needs.
 
-Every endpoint says what it needs with `@requires(scope)`, or that it needs nothing with `@public`;
-`app.create_app` refuses to start with one that says neither.
+Every endpoint declares the right it needs with `@requires(scope)`, or that it needs none with
+`@public`; `app.create_app` refuses to start with an endpoint that declares neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ast_stream.errors import AstStreamError
 from ast_stream.settings.web import SCOPES, Scope
 
 PUBLIC: Literal["public"] = "public"
-CLOSED_FOR_LACK_OF_RIGHTS = 4403  # code with which a WebSocket is closed
+CLOSED_FOR_LACK_OF_RIGHTS = 4403  # WebSocket close code
 _NEEDS = "_ast_stream_needs"
 _VISITOR = "ast_stream.visitor"
 
@@ -31,10 +31,10 @@ class Visitor:
     """Who sent a request.
 
     Attributes:
-        name: in words, for records of what was done.
-        account: the user alone; empty: nobody knows who it is.
-        scopes: what it may do.
-        session: digest of the login that it belongs to; None: there is none.
+        name: in words, for the audit log.
+        account: user name; empty: not logged in.
+        scopes: the visitor's rights.
+        session: digest of the login session; None: there is none.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Visitor:
     session: str | None = None
 
     def may(self, scope: Scope) -> bool:
-        """Return whether it has a right."""
+        """Return whether the visitor has a right."""
         return scope in self.scopes
 
 
@@ -55,7 +55,7 @@ class DeniedError(AstStreamError):
 
     Attributes:
         scope: the right.
-        needs_login: nobody knows yet who it is, so a login may help.
+        needs_login: the visitor is not logged in, so a login may help.
     """
 
     def __init__(self, text: str, scope: Scope, *, needs_login: bool) -> None:
@@ -93,13 +93,13 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
 
 def public(endpoint: Endpoint) -> Endpoint:
-    """Declare that everybody who can connect may reach an endpoint."""
+    """Declare that an endpoint needs no right."""
     setattr(endpoint, _NEEDS, PUBLIC)
     return endpoint
 
 
 def need_of(endpoint: Callable[..., Any]) -> Scope | Literal["public"] | None:
-    """Return what an endpoint declares that it needs; None: it declares nothing."""
+    """Return the right that an endpoint has declared; None: it has declared nothing."""
     found: Scope | Literal["public"] | None = getattr(endpoint, _NEEDS, None)
     return found
 
@@ -108,7 +108,7 @@ def expect(visitor: Visitor, scope: Scope) -> None:
     """Refuse a visitor without a right.
 
     Raises:
-        DeniedError: says which one it lacks.
+        DeniedError: the visitor lacks it.
     """
     if visitor.may(scope):
         return
@@ -119,11 +119,11 @@ def expect(visitor: Visitor, scope: Scope) -> None:
 
 
 def visitor_of(connection: HTTPConnection) -> Visitor:
-    """Return who sent a request, as the guard has found."""
+    """Return the visitor who sent a request, as determined by the guard."""
     found: Visitor = connection.scope.get(_VISITOR, NOBODY)
     return found
 
 
 def set_visitor(scope: Any, visitor: Visitor) -> None:
-    """Note who sent a request, in its ASGI scope."""
+    """Store the visitor who sent a request in its ASGI scope."""
     scope[_VISITOR] = visitor

@@ -1,4 +1,4 @@
-"""The server in a thread of its own: its sockets, its certificate, its life."""
+"""The HTTP server, in a separate thread: sockets, certificate, start and stop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ast_stream.web.connections import LiveConnection, RequestConnection
 
 BACKLOG = 128
 KEEP_ALIVE_S = 15
-GRACE_S = 2  # for requests under way, at the end
+GRACE_S = 2  # for pending requests, at the end
 MAX_HEAD_BYTES = 32 * 1024
-MAX_MESSAGE_BYTES = 64 * 1024  # that a browser may send over a WebSocket
+MAX_MESSAGE_BYTES = 64 * 1024  # of a browser's WebSocket message
 _JOIN_S = GRACE_S + 3.0
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ class PageServer:
     """Serves an application until it is stopped.
 
     Args:
-        sockets: bound; they are closed at the end.
-        tls: None: without.
+        sockets: bound; closed at the end.
+        tls: None: plain HTTP.
     """
 
     def __init__(
         self, app: ASGIApp, sockets: list[socket.socket], tls: ssl.SSLContext | None
     ) -> None:
-        # what it would log is what strangers send; faults of ours are logged by the application
+        # it would log what strangers send; our own faults are logged by the application
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         config = uvicorn.Config(
             app,
@@ -47,16 +47,16 @@ class PageServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # whoever may set them proves it, see `guard`
+            proxy_headers=False,  # a proxy must prove that it is one, see `guard`
             ssl_context_factory=None if tls is None else (lambda *_: tls),
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # memory for each connection, and spectrograms are dense
+            ws_per_message_deflate=False,  # takes memory, and spectrograms do not compress well
         )
-        self._server = _Server(config)
+        self._server = _CountingServer(config)
         self._sockets = sockets
         self._error: BaseException | None = None
         self._seen_turns = -1
@@ -64,7 +64,7 @@ class PageServer:
 
     @property
     def is_working(self) -> bool:
-        """Whether its loop has turned since this was asked last."""
+        """Whether its event loop has turned since the last call."""
         before, self._seen_turns = self._seen_turns, self._server.n_turns
         return self._seen_turns != before
 
@@ -75,34 +75,34 @@ class PageServer:
 
     @property
     def n_connections(self) -> int:
-        """Connections of browsers that are open."""
+        """Number of open browser connections."""
         return len(self._server.server_state.connections)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start serving."""
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what ended the server, if it has ended."""
+        """Raise the exception that ended the server, if it has ended."""
         if not self._thread.is_alive():
             raise self._error or RuntimeError("the server ended by itself")
 
     def stop(self) -> None:
-        """End, after the requests under way."""
+        """Stop, after pending requests."""
         self._server.should_exit = True
         self._thread.join(_JOIN_S)
-        for one in self._sockets:
-            one.close()
+        for listening in self._sockets:
+            listening.close()
 
     def _run(self) -> None:
         try:
             self._server.run(self._sockets)
-        except BaseException as error:  # SystemExit is how it says that it could not start
+        except BaseException as error:  # uvicorn raises SystemExit if it cannot start
             self._error = error
 
 
-class _Server(uvicorn.Server):
-    """Counts the turns of its loop, ten a second."""
+class _CountingServer(uvicorn.Server):
+    """Counts the turns of its event loop, ten per second."""
 
     n_turns = 0
 
@@ -112,7 +112,7 @@ class _Server(uvicorn.Server):
 
 
 def bind(settings: WebSettings) -> list[socket.socket]:
-    """Return listening sockets at all addresses that `listen` means.
+    """Return listening sockets at all addresses that `web.listen` resolves to.
 
     Raises:
         StartupError: none can be bound.
@@ -127,19 +127,19 @@ def bind(settings: WebSettings) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     first_error: OSError | None = None
     for family, kind, protocol, _, address in dict.fromkeys(found):
-        one = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        listening = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
         try:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 with suppress(OSError):
-                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind(address)
-            one.listen(BACKLOG)
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
         except OSError as error:
-            one.close()
+            listening.close()
             first_error = first_error or error
         else:
-            sockets.append(one)
+            sockets.append(listening)
     if not sockets:
         assert first_error is not None
         text = f"web.listen: cannot listen at {settings.listen}: {first_error.strerror}"
@@ -148,7 +148,7 @@ def bind(settings: WebSettings) -> list[socket.socket]:
 
 
 def open_tls(settings: WebSettings) -> ssl.SSLContext | None:
-    """Return TLS with the certificate of the settings; None: there is none.
+    """Return a TLS context with the configured certificate; None: none is configured.
 
     Raises:
         StartupError: the certificate or its key cannot be used.
@@ -162,7 +162,7 @@ def open_tls(settings: WebSettings) -> ssl.SSLContext | None:
 
 
 def load_certificate(context: ssl.SSLContext, settings: WebSettings) -> None:
-    """Have new connections use the certificate as it is in its file now.
+    """Read the certificate file again, for new connections.
 
     Raises:
         StartupError: the certificate or its key cannot be used.
@@ -170,7 +170,7 @@ def load_certificate(context: ssl.SSLContext, settings: WebSettings) -> None:
     assert settings.certificate is not None
     where = f"{settings.certificate} with {settings.private_key}"
     try:
-        # a key with a passphrase would ask for it on the terminal
+        # otherwise a key with a passphrase would prompt for it on the terminal
         context.load_cert_chain(settings.certificate, settings.private_key, password=_no_passphrase)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""What the routes of the page work with: one object, made at the start of the process."""
+"""The services that routes depend on: one object, created at the start of the process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ast_stream.privacy.page_users import Users
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.schema import Settings
-from ast_stream.web.alerts_desk import AlertsDesk
+from ast_stream.web.alert_operations import AlertOperations
 from ast_stream.web.box_watch import BoxWatch
 from ast_stream.web.clip_audit import ClipAudit
 from ast_stream.web.cookies import Cookies
 from ast_stream.web.live import LiveHub
 from ast_stream.web.logins import Logins
-from ast_stream.web.past import Past
 from ast_stream.web.sessions import Sessions
+from ast_stream.web.stored_data import StoredData
 from ast_stream.web.tokens import Tokens
 from ast_stream.web.tuning import Tuning
 from ast_stream.web.visitors import Visitors
@@ -34,23 +34,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Services:
-    """What routes share; each part takes care of its own threads.
+    """The services that routes share; each manages its own threads.
 
     Attributes:
-        settings: of the whole configuration.
+        settings: the whole configuration.
         clips: folder of the recorded clips.
-        tokens: secrets of this run, against forged requests.
-        cookies: by which browsers are known.
+        tokens: CSRF tokens of this run.
+        cookies: makes the cookies that identify browsers.
         users: who may log in.
-        sessions: logins that go on.
-        logins: begins them.
-        visitors: who sends a request.
-        hub: what is heard now.
-        past: what was heard before.
-        clip_audit: who listened to which clip.
-        box: how all processes are.
-        alerts: alerts and deliveries, to look at and to administrate.
-        tuning: tries other settings on what was heard.
+        sessions: the open login sessions.
+        logins: begins login sessions.
+        visitors: finds out who sent a request.
+        hub: live messages.
+        past: stored data.
+        clip_audit: audit log of clips and changes.
+        box: status of all processes.
+        alerts: reads and changes alerts and deliveries.
+        tuning: tries other settings on stored data.
     """
 
     settings: Settings
@@ -62,10 +62,10 @@ class Services:
     logins: Logins
     visitors: Visitors
     hub: LiveHub
-    past: Past
+    past: StoredData
     clip_audit: ClipAudit
     box: BoxWatch
-    alerts: AlertsDesk
+    alerts: AlertOperations
     tuning: Tuning
 
 
@@ -76,7 +76,7 @@ def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
         cleanup: closes them.
 
     Raises:
-        ConfigError, StartupError: the file of users, or keys that the feeds need, cannot be used.
+        ConfigError, StartupError: the user file, or the keys for the feeds, cannot be used.
     """
     settings, web = loaded.settings, loaded.settings.web
     users = Users(web_users_file(settings))
@@ -86,7 +86,7 @@ def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
     labels = _labels(settings)
     box = BoxWatch(settings)
     cleanup.callback(box.close)
-    past = Past(settings, labels)
+    past = StoredData(settings, labels)
     cleanup.callback(past.close)
     return Services(
         settings=settings,
@@ -101,13 +101,13 @@ def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
         past=past,
         clip_audit=clip_audit,
         box=box,
-        alerts=AlertsDesk(loaded),
+        alerts=AlertOperations(loaded),
         tuning=Tuning(loaded, past),
     )
 
 
 def _labels(settings: Settings) -> tuple[str, ...] | None:
-    """Return the classes of the model; None where they are not known."""
+    """Return the classes of the model; None if they are not known."""
     try:
         return model_facts(settings.model).labels
     except CheckpointError as error:
@@ -116,6 +116,6 @@ def _labels(settings: Settings) -> tuple[str, ...] | None:
 
 
 def services_of(connection: HTTPConnection) -> Services:
-    """Return the services of the application that a request has come to."""
+    """Return the services of the application that handles a request."""
     found: Services = connection.app.state.services
     return found

@@ -1,4 +1,4 @@
-"""Logins: known by a random secret in a cookie, kept in memory, over after a while."""
+"""Login sessions: identified by a random secret in a cookie, kept in memory, with an expiry."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_OF_ACCOUNT = 20
 
 @dataclass
 class Session:
-    """One login.
+    """One login session.
 
     Attributes:
-        key: digest of its secret, which is kept nowhere.
-        account: the user.
-        stamp: of the user's password when it began.
-        began_s, used_s: when it began and was used last, on the monotonic clock.
+        key: digest of its secret, which is not stored.
+        account: user name.
+        stamp: of the user's password when the session began.
+        began_s, used_s: when it began and when it was last used, monotonic clock.
     """
 
     key: str
@@ -34,11 +34,11 @@ class Session:
 
 
 class Sessions:
-    """All logins; bounded: of too many, those that were not used for longest are over.
+    """All login sessions; if there are too many, the least recently used ones are ended.
 
     Args:
-        idle_s: without a request for so long, a login is over.
-        max_s: after that, it is over in any case.
+        idle_s: a session ends after this time without a request.
+        max_s: a session ends after this time in any case.
         now_s: monotonic clock.
     """
 
@@ -48,20 +48,22 @@ class Sessions:
         self._idle_s = idle_s
         self._max_s = max_s
         self._now_s = now_s
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the one used last is last
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def begin(self, account: str, stamp: str) -> str:
-        """Begin a login, and return its secret: always a new one, whatever the browser has."""
+        """Begin a session, and return its secret, which is always a new one."""
         secret, now_s = random_text(), self._now_s()
         key = _key(secret)
         with self._lock:
-            for old in [one.key for one in self._sessions.values() if self._is_over(one)]:
+            for old in [
+                session.key for session in self._sessions.values() if self._is_over(session)
+            ]:
                 del self._sessions[old]
-            own = [one.key for one in self._sessions.values() if one.account == account]
+            own = [session.key for session in self._sessions.values() if session.account == account]
             for old in own[: max(0, len(own) - MAX_OF_ACCOUNT + 1)]:
                 del self._sessions[old]
             while len(self._sessions) >= MAX_SESSIONS:
@@ -70,7 +72,7 @@ class Sessions:
         return secret
 
     def use(self, secret: str) -> Session | None:
-        """Return the login of a secret, which is used by that; None: it is over, or never was."""
+        """Return the session with this secret, and mark it as used; None: there is none."""
         with self._lock:
             session = self._current(_key(secret))
             if session is not None:
@@ -79,12 +81,12 @@ class Sessions:
             return session
 
     def get(self, key: str) -> Session | None:
-        """Return a login that goes on, without using it."""
+        """Return an open session, without marking it as used; None: it has ended."""
         with self._lock:
             return self._current(key)
 
     def end(self, key: str) -> None:
-        """End a login."""
+        """End a session."""
         with self._lock:
             self._sessions.pop(key, None)
 
@@ -101,5 +103,5 @@ class Sessions:
 
 
 def _key(secret: str) -> str:
-    """Return under which a secret is looked up: who sees how long that takes learns nothing."""
+    """Return the digest by which a secret is looked up, so that timing reveals nothing about it."""
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()

@@ -1,4 +1,4 @@
-"""The page Timeline: days by class, and one day of each stream: heard or not, events, alerts."""
+"""The page Timeline: events by class and day, and coverage, events and alerts of one day."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from starlette.routing import BaseRoute, Route
 
 from ast_stream.coverage.timeline import Coverage, Stretch
 from ast_stream.errors import AstStreamError
-from ast_stream.history.records import AlertQuery, AlertRecord, Count, EventQuery, EventRecord
+from ast_stream.history.days import starts_of_days
+from ast_stream.history.records import AlertQuery, AlertRecord, EventCount, EventQuery, EventRecord
 from ast_stream.labels import slug
 from ast_stream.messages.alert import Alert
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.web.event_filter import EventFilter
-from ast_stream.web.moments import clock, day_range, local_time, parse_day, utc_offset_s, zone
-from ast_stream.web.past import NoHistoryError
+from ast_stream.web.moments import clock, day_range, local_time, parse_day, zone
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import requires
 from ast_stream.web.services import services_of
+from ast_stream.web.stored_data import NoHistoryError
 
 HEATMAP_DAYS = 14
 HEATMAP_CLASSES = 24
 LANES = 16  # classes of a stream
 LANE_EVENTS = 1500  # of a stream
 SHOWN_ALERTS = 200
-SAME_ALERT_S = 1.0  # between an alert and what its rule would have fired: they are one
+SAME_ALERT_S = 1.0  # an alert and what its rule would have fired are the same if this close
 _SHADES = 6
 _MINUTE_S = 60
-# what a minute is shown as: the first of these of which it has any
+# a minute is shown as the first of these kinds that occurs in it
 _BY_WEIGHT = ("gap", "missing", "degraded", "gated", "listened", "off")
 KIND_WORDS = {
     "listened": "listened",
@@ -59,8 +60,8 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One line of the timeline."""
+class TimelineLane:
+    """One lane of the timeline: the events of a class."""
 
     name: str
     class_: str
@@ -73,15 +74,15 @@ class StreamDay:
     """One day of one stream.
 
     Attributes:
-        heard: part of the accounted time that was not lost; None: there is none.
-        would_be: alerts that the rules of the configuration would have fired, and did not.
-        is_cut: there were more events than are shown.
+        heard: share of the recorded time that was heard; None: no time was recorded.
+        would_be: alerts that the configured rules would have fired but did not.
+        is_cut: there are more events than are shown.
     """
 
     name: str
     heard: float | None
     coverage: list[Bar]
-    lanes: list[Lane]
+    lanes: list[TimelineLane]
     alerts: list[Bar]
     would_be: list[Bar]
     is_cut: bool
@@ -108,10 +109,8 @@ def timeline(request: Request) -> Response:
     try:
         last = min(max(day, day + timedelta(days=HEATMAP_DAYS // 2)), max(today, day))
         dates = [last - timedelta(days=back) for back in range(HEATMAP_DAYS)][::-1]
-        span = day_range(dates[0])[0], day_range(dates[-1])[1]
-        offset_s = utc_offset_s(now_ns)
         heat = heatmap(
-            past.history.counts("day", *span, utc_offset_s=offset_s),
+            past.history.counts(starts_of_days(dates[0], dates[-1]), by_stream=False),
             dates,
             services.hub.labels or (),
         )
@@ -164,12 +163,12 @@ def _day_address(day: date, by: int) -> str:
 
 
 def heatmap(
-    counts: Iterable[Count], dates: Sequence[date], labels: Sequence[str] = ()
+    counts: Iterable[EventCount], dates: Sequence[date], labels: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return rows of classes, the most frequent first, with a cell for each day.
+    """Return a row for each class, the most frequent first, with a cell for each day.
 
     Args:
-        labels: of the model's classes, as which they are shown.
+        labels: of the model's classes, for display.
     """
     names = {slug(label): label for label in labels}
     cells: Counter[tuple[str, date]] = Counter()
@@ -198,7 +197,7 @@ def heatmap(
 
 
 def shade(count: int, most: int) -> int:
-    """Return how dark a cell is, 0 for none; by the logarithm: 1 is seen beside 1000."""
+    """Return the shade of a cell, 0 for no events; logarithmic, so that 1 shows beside 1000."""
     if count <= 0:
         return 0
     return 1 + round((_SHADES - 1) * math.log1p(count - 1) / math.log1p(max(most - 1, 1)))
@@ -213,13 +212,15 @@ def stream_day(
     now_ns: int,
     would_be: Sequence[Alert] = (),
 ) -> StreamDay:
-    """Return one day of a stream, of its events in any order."""
+    """Return one day of a stream; the events may be in any order."""
     by_class: dict[tuple[str, str], list[EventRecord]] = {}
     for event in events:
         by_class.setdefault((event.label, event.class_), []).append(event)
     shown = sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0]))
     lanes = [
-        Lane(label, class_, [_event_bar(one, since_ns, now_ns) for one in own], len(own))
+        TimelineLane(
+            label, class_, [_event_bar(event, since_ns, now_ns) for event in own], len(own)
+        )
         for (label, class_), own in shown[:LANES]
     ]
     return StreamDay(
@@ -227,8 +228,8 @@ def stream_day(
         heard=None if coverage is None else coverage.heard,
         coverage=[] if coverage is None else coverage_bars(coverage.stretches, since_ns),
         lanes=lanes,
-        alerts=[_alert_bar(one, since_ns) for one in alerts],
-        would_be=[_alert_bar(one, since_ns) for one in would_be],
+        alerts=[_alert_bar(alert, since_ns) for alert in alerts],
+        would_be=[_alert_bar(alert, since_ns) for alert in would_be],
         is_cut=len(events) >= LANE_EVENTS or len(shown) > LANES,
     )
 
@@ -236,17 +237,17 @@ def stream_day(
 def coverage_bars(stretches: Iterable[Stretch], since_ns: int) -> list[Bar]:
     """Return a bar for each run of minutes of the same kind.
 
-    A minute is shown as the worst that happened in it: a gap of a tenth of a second is seen.
+    A minute is shown as the worst kind in it, so that even a gap of a tenth of a second is visible.
     """
     minutes: dict[int, int] = {}
     reasons: dict[int, str | None] = {}
-    for one in stretches:
-        weight = _BY_WEIGHT.index(one.kind)
-        first = (one.time_ns - since_ns) // (_MINUTE_S * NS_PER_SECOND)
-        last = (one.stop_ns - 1 - since_ns) // (_MINUTE_S * NS_PER_SECOND)
+    for stretch in stretches:
+        weight = _BY_WEIGHT.index(stretch.kind)
+        first = (stretch.time_ns - since_ns) // (_MINUTE_S * NS_PER_SECOND)
+        last = (stretch.stop_ns - 1 - since_ns) // (_MINUTE_S * NS_PER_SECOND)
         for minute in range(first, last + 1):
             if weight < minutes.get(minute, len(_BY_WEIGHT)):
-                minutes[minute], reasons[minute] = weight, one.reason
+                minutes[minute], reasons[minute] = weight, stretch.reason
     bars: list[Bar] = []
     for minute in sorted(minutes):
         kind, reason, start_s = _BY_WEIGHT[minutes[minute]], reasons[minute], minute * _MINUTE_S
@@ -269,10 +270,10 @@ def _event_bar(event: EventRecord, since_ns: int, now_ns: int) -> Bar:
 
 
 def without_those_fired(would_be: Iterable[Alert], fired: Sequence[AlertRecord]) -> Iterator[Alert]:
-    """Yield the alerts that rules would have fired, without those that they did fire."""
+    """Yield the alerts that rules would have fired, except those that they did fire."""
     known: dict[str, list[int]] = {}
-    for one in fired:
-        known.setdefault(one.rule, []).append(one.started_ns)
+    for record in fired:
+        known.setdefault(record.rule, []).append(record.started_ns)
     nearest_ns = SAME_ALERT_S * NS_PER_SECOND
     for alert in would_be:
         starts = known.get(alert.rule, [])
@@ -283,7 +284,8 @@ def without_those_fired(would_be: Iterable[Alert], fired: Sequence[AlertRecord])
 def _alert_bar(alert: AlertRecord | Alert, since_ns: int) -> Bar:
     start_s = (alert.started_ns - since_ns) / NS_PER_SECOND
     title = f"{alert.rule} ({alert.severity}) {clock(alert.started_ns)}"
-    return Bar(round(start_s, 1), 0.0, alert.severity, title, next(iter(alert.events), ""))
+    event_id = alert.best or next(iter(alert.events), "")
+    return Bar(round(start_s, 1), 0.0, alert.severity, title, event_id)
 
 
 ROUTES: list[BaseRoute] = [Route("/timeline", timeline)]

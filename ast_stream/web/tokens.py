@@ -1,4 +1,4 @@
-"""Tokens against forged requests: whoever sends one has read a page that was made for it."""
+"""Tokens against cross-site request forgery."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _RANDOM_BYTES = 24
 
 
 class Tokens:
-    """Makes and checks tokens; those of an earlier run are worth nothing.
+    """Makes and checks tokens; those of an earlier run are invalid.
 
-    A token belongs to one browser: to its login, or to the random cookie it has before one.
+    A token belongs to one browser: to its login session or, before that, to its random cookie.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Tokens:
         return hmac.new(self._key, browser.encode(), hashlib.sha256).hexdigest()
 
     def is_of(self, token: str, browser: str) -> bool:
-        """Return whether this is the token of that browser; takes as long for any other."""
+        """Return whether a token belongs to a browser, in constant time."""
         return bool(browser) and hmac.compare_digest(token.encode(), self.of(browser).encode())
 
 
 def random_text() -> str:
-    """Return a text that nobody can guess."""
+    """Return an unguessable text."""
     return secrets.token_urlsafe(_RANDOM_BYTES)

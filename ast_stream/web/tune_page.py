@@ -1,4 +1,4 @@
-"""The page Tune: a threshold to drag over the scores of the last days, and what it would report."""
+"""The page Tune: a threshold to drag over recent scores, and the events that it would report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ast_stream.errors import UsageError
 from ast_stream.history.records import EventRecord
 from ast_stream.units import samples_to_seconds
 from ast_stream.web.moments import day_and_clock, day_range, local_time
-from ast_stream.web.past import NoHistoryError
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import requires
 from ast_stream.web.services import Services, services_of
-from ast_stream.web.tuning import LANE_POINTS, Lane, span_of_days
+from ast_stream.web.stored_data import NoHistoryError
+from ast_stream.web.tuning import LANE_POINTS, ScoreLane, span_of_days
 
 DAYS = (1, 2, 3, 7, 14)
 SHOWN_EVENTS = 200
 LANE_HEIGHT = 100
-MIN_MARK = 3.0  # of the width of a lane, so that a short event can be seen
-# what may be tried beside the threshold, with its name on the page
+MIN_MARK = 3.0  # width of a short event's mark, so that it is visible
+# settings that can be tried besides the threshold, with their names on the page
 DURATIONS = {
     "confirm_s": "Confirm",
     "hold_s": "Hold",
@@ -56,7 +56,7 @@ def tune(request: Request) -> Response:
 
 @requires("view")
 def trial(request: Request) -> Response:
-    """Show what the settings in the query would have reported: a part of the page."""
+    """Show what the settings in the query would have reported, as a part of the page."""
     services = services_of(request)
     return render(request, "tune_outcome.html", **_outcome(request, services))
 
@@ -113,8 +113,8 @@ def _outcome(request: Request, services: Services) -> dict[str, Any]:
     }
 
 
-def area(lane: Lane) -> str:
-    """Return the scores of a lane as the path of an SVG, which is broken where there are none."""
+def area(lane: ScoreLane) -> str:
+    """Return the scores of a lane as an SVG path, interrupted where there are none."""
     parts: list[str] = []
     before: int | None = None
     for part, peak in lane.peaks.items():
@@ -127,7 +127,7 @@ def area(lane: Lane) -> str:
 
 
 def _place(event: EventRecord, since_ns: int, until_ns: int) -> tuple[float, float]:
-    """Return where an event is in a lane, and how wide."""
+    """Return the position and width of an event in a lane."""
     scale = LANE_POINTS / (until_ns - since_ns)
     x = (event.onset_ns - since_ns) * scale
     stop_ns = event.onset_ns if event.offset_ns is None else event.offset_ns
@@ -135,7 +135,7 @@ def _place(event: EventRecord, since_ns: int, until_ns: int) -> tuple[float, flo
 
 
 def _midnights(since_ns: int, until_ns: int) -> list[tuple[float, str]]:
-    """Return where days begin in a lane, with their dates."""
+    """Return the positions in a lane where days begin, with their dates."""
     found = []
     _, at_ns = day_range(local_time(since_ns).date())
     while at_ns < until_ns:
@@ -153,7 +153,7 @@ def _days(request: Request) -> int:
 
 
 def _changes(request: Request) -> dict[str, float]:
-    """Return the settings of the class that the query wants to try."""
+    """Return the class settings to be tried, from the query."""
     wanted = {"onset_threshold": "threshold", **{name: name for name in DURATIONS}}
     found = {}
     for key, name in wanted.items():

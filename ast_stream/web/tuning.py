@@ -1,4 +1,4 @@
-"""Trials for the page Tune: the scores of the last days, and what other thresholds make of them."""
+"""Trials for the page Tune: what other settings would have reported for recent scores."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ast_stream.messages.alert import Alert
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.storage import DAY_S
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
-from ast_stream.web.past import Past
+from ast_stream.web.stored_data import StoredData
 
-WAIT_S = 30.0  # for trials of others: they run one at a time, beside a worker that needs the cores
+WAIT_S = 30.0  # for other trials: they run one at a time, since the worker needs the cores
 LANE_POINTS = 1000
 MAX_GAPS = 10_000
-MAX_CLASSES = 8  # of rules that go by several, in one trial
+MAX_CLASSES = 8  # in one trial, for rules with several classes
 
 
 class BusyError(AstStreamError):
-    """Others try settings out at this moment."""
+    """Another trial is running."""
 
 
 @dataclass(frozen=True)
-class Lane:
+class ScoreLane:
     """The scores of a class on one stream.
 
     Attributes:
@@ -59,14 +59,14 @@ class AlertCount:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a trial has found.
+class TrialOutcome:
+    """The outcome of a trial.
 
     Attributes:
-        events: as configured and as tried, in common and not.
-        right_kept, right_lost: events that people call right, which are still reported, or missed.
-        wrong_kept, wrong_lost: the same of those they call wrong.
-        alerts: of the rules that the class is part of.
+        events: with the configured and with the tried settings, compared.
+        right_kept, right_lost: events judged right that would still be reported, or be lost.
+        wrong_kept, wrong_lost: the same for events judged wrong.
+        alerts: of the rules that use the class.
         remarks: what could not be judged.
         snippet: the settings that were tried, as YAML.
     """
@@ -93,9 +93,9 @@ class Outcome:
 
 
 class Tuning:
-    """Tries settings on the history; from any thread, one trial at a time."""
+    """Tries settings on the history; for any thread, one trial at a time."""
 
-    def __init__(self, loaded: LoadedSettings, past: Past) -> None:
+    def __init__(self, loaded: LoadedSettings, past: StoredData) -> None:
         self._loaded = loaded
         self._past = past
         self._lock = threading.Lock()
@@ -114,13 +114,13 @@ class Tuning:
         return self._trials
 
     def in_force(self, label: str) -> tuple[float, bool]:
-        """Return the onset threshold of a class, and whether it makes events at all."""
+        """Return the onset threshold of a class, and whether the class is enabled."""
         parameters = self.trials.parameters
         index = parameters.labels.index(label)
         return float(parameters.onset_threshold[index]), bool(parameters.is_enabled[index])
 
-    def lanes(self, label: str, since_ns: int, until_ns: int) -> list[Lane]:
-        """Return the scores of a class on each stream, coarse enough to be drawn."""
+    def lanes(self, label: str, since_ns: int, until_ns: int) -> list[ScoreLane]:
+        """Return the scores of a class on each stream, in the resolution of the drawing."""
         reader = self.trials.reader
         part_ns = max(1, (until_ns - since_ns) // LANE_POINTS)
         found = []
@@ -130,16 +130,16 @@ class Tuning:
             peaks: dict[int, float] = {}
             for part, score in zip(parts.tolist(), scores.tolist(), strict=True):
                 peaks[part] = max(peaks.get(part, 0.0), score)
-            found.append(Lane(stream, dict(sorted(peaks.items()))))
+            found.append(ScoreLane(stream, dict(sorted(peaks.items()))))
         return found
 
     def try_out(
         self, name: str, changes: Mapping[str, object], since_ns: int, until_ns: int
-    ) -> Outcome:
+    ) -> TrialOutcome:
         """Return what other settings of a class would have reported.
 
         Raises:
-            UsageError: no such class, or settings that the configuration would refuse.
+            UsageError: there is no such class, or the settings are invalid.
             BusyError: others try settings out.
             NoHistoryError: there is no history.
         """
@@ -156,7 +156,7 @@ class Tuning:
             alerts = self._alerts(rules, before, after)
             events = compare(_of_class(before, label), _of_class(after, label))
             judged = self._judged(label, since_ns, until_ns)
-        return Outcome(
+        return TrialOutcome(
             label,
             events,
             **judged_counts(judged, [*events.kept, *events.gained]),
@@ -166,12 +166,12 @@ class Tuning:
         )
 
     def would_have_fired(self, since_ns: int, until_ns: int) -> list[Alert]:
-        """Return what the rules of the configuration make of the events of the history, by time.
+        """Return the alerts that the configured rules would fire for recorded events, by time.
 
-        Rules that go by health or levels, which are not kept, are left out.
+        Rules about health or levels are left out, since these are not recorded.
 
         Raises:
-            AstStreamError: the rules, or the checkpoint whose timing they go by, cannot be used.
+            AstStreamError: the rules, or the checkpoint whose timing they use, cannot be used.
             BusyError: others try settings out.
             NoHistoryError: there is no history.
         """
@@ -187,10 +187,12 @@ class Tuning:
                 BacktestReport(),
                 detection_timing(self.trials.parameters),
             )
-            return [one.alert for one in transitions if one.to_state == "firing"]
+            return [
+                transition.alert for transition in transitions if transition.to_state == "firing"
+            ]
 
     def _rules(self, label: str) -> tuple[RuleSet, list[str]]:
-        """Return the rules that a class is part of, and why others are not judged."""
+        """Return the rules that use a class, and why others cannot be judged."""
         if not self._loaded.settings.alerts.rules:
             return RuleSet(), []
         try:
@@ -212,7 +214,7 @@ class Tuning:
         for results in (before, after):
             report = BacktestReport()
             for _ in self.trials.transitions(rules, results, report):
-                pass  # counted in the report
+                pass  # its report counts the alerts
             fired.append(report.fired)
         return [
             AlertCount(rule.name, fired[0][rule.name], fired[1][rule.name]) for rule in rules.rules
@@ -235,7 +237,7 @@ class Tuning:
 
 
 def judged_counts(judged: Iterable[EventRecord], reported: Sequence[EventRecord]) -> dict[str, int]:
-    """Return how many of the events that people have judged are among those reported."""
+    """Return how many of the judged events are among the reported ones."""
     found = dict.fromkeys(("right_kept", "right_lost", "wrong_kept", "wrong_lost"), 0)
     for kind, verdicts in (("right", ("right",)), ("wrong", ("wrong", "other"))):
         own = [event for event in judged if event.verdict in verdicts]
@@ -246,15 +248,15 @@ def judged_counts(judged: Iterable[EventRecord], reported: Sequence[EventRecord]
 
 
 def span_of_days(days: int, now_ns: int | None = None) -> tuple[int, int]:
-    """Return begin and end of the last days."""
+    """Return start and end of the last `days` days (ns)."""
     until_ns = time.time_ns() if now_ns is None else now_ns
     return until_ns - seconds_to_ns(days * DAY_S), until_ns
 
 
 def _classes(label: str, rules: RuleSet, labels: Sequence[str]) -> list[str]:
-    """Return the classes that a trial has to decide: with those that stand in the same rules."""
-    wanted = {one for rule in rules.rules for one in rule.slugs or ()} - {slug(label)}
-    others = [one for one in labels if slug(one) in wanted]
+    """Return the classes that a trial must decide: the class and others in the same rules."""
+    wanted = {name for rule in rules.rules for name in rule.slugs or ()} - {slug(label)}
+    others = [other for other in labels if slug(other) in wanted]
     return [label, *others[: MAX_CLASSES - 1]]
 
 

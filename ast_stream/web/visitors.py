@@ -1,4 +1,4 @@
-"""Who sent a request: found from the settings, a login, or what a proxy says."""
+"""Finds out who sent a request: from the settings, a login session, or a header of the proxy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ast_stream.settings.web import WebSettings
 from ast_stream.web.rights import NOBODY, Visitor
 from ast_stream.web.sessions import Sessions
 
-OPEN_ACCOUNT = "loopback"  # of whoever is on this box, where that is enough
+OPEN_ACCOUNT = "loopback"  # of every visitor on this box, if no login is required
 _FORWARDED_FOR = "X-Forwarded-For"
 
 
 class Visitors:
-    """Knows visitors by what their requests carry; the guard has checked that before.
+    """Identifies visitors by the headers of their requests, which the guard has checked.
 
     Args:
-        users: who may log in, or is named by the proxy.
-        sessions: the logins that go on.
+        users: who may log in or be named by the proxy.
+        sessions: the open login sessions.
     """
 
     def __init__(self, settings: WebSettings, users: Users, sessions: Sessions) -> None:
@@ -31,14 +31,14 @@ class Visitors:
 
     @property
     def can_log_in(self) -> bool:
-        """Whether there is something to log in to: users, and nobody else who knows them."""
+        """Whether visitors log in here: there are users, and no proxy identifies them."""
         return self._settings.needs_login and self._user_header is None
 
     def of(self, headers: Headers, secret: str | None) -> Visitor:
-        """Return who sent a request.
+        """Return the visitor who sent a request.
 
         Args:
-            secret: of a login, from its cookie.
+            secret: of the login session, from the cookie.
         """
         if not self._settings.needs_login:
             scopes = frozenset(self._settings.without_login)
@@ -51,13 +51,13 @@ class Visitors:
         if session is None:
             return NOBODY
         user = self._users.get(session.account)
-        if user is None or user.stamp != session.stamp:  # removed, or another password
+        if user is None or user.stamp != session.stamp:  # user removed, or password changed
             self._sessions.end(session.key)
             return NOBODY
         return _visitor(user, "through a login", session.key)
 
     def may_go_on(self, visitor: Visitor) -> bool:
-        """Return whether what a visitor may do is as it was: for connections that last."""
+        """Return whether a visitor's rights are unchanged, for long-lived connections."""
         if visitor.account in ("", OPEN_ACCOUNT):
             return True
         user = self._users.get(visitor.account)
@@ -69,10 +69,10 @@ class Visitors:
         return session is not None and session.stamp == user.stamp
 
     def address(self, headers: Headers, peer: str) -> str:
-        """Return where a request comes from, as far as it can be known; nothing is allowed by it.
+        """Return the apparent address of a request's sender; no right may depend on it.
 
         Args:
-            peer: the other end of the connection; with a proxy, that is the proxy.
+            peer: the other end of the connection, which may be the proxy.
         """
         if self._settings.behind_proxy is not None:
             last = headers.get(_FORWARDED_FOR, "").rpartition(",")[2].strip()

@@ -6,21 +6,25 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from damage import STRANGE_FILES, make_strange
+from damage import STRANGE_FILES, forbid_below, make_strange
 from history_samples import SECOND, alert_message, clip, event, gap, published, verdict, whole_event
 from sample_messages import T0_NS, health
 
 from ast_stream.errors import StartupError, UsageError
 from ast_stream.history.database import History, HistoryError
+from ast_stream.history.days import hours, starts_of_days
 from ast_stream.history.records import AlertQuery, EventQuery
 from ast_stream.messages.event import FeedMessage
+from ast_stream.runtime.files import RemovedError
 
 HOUR = 3600 * SECOND
 
@@ -204,45 +208,98 @@ def test_event_has_a_clip_until_its_last_part_is_removed(history: History) -> No
     assert with_clips() == []
 
 
-def test_counts_are_by_hours_or_by_days_of_the_place(history: History) -> None:
+def test_counts_are_by_spans_of_any_length(history: History) -> None:
     midnight = T0_NS // (24 * HOUR) * 24 * HOUR
     onsets = [midnight - 1000, midnight, midnight + HOUR - 1000, midnight + HOUR]
     for number, onset_ns in enumerate(onsets):
         history.add_messages(whole_event(f"e{number}", onset_ns))
-    found = history.counts("hour", midnight, midnight + 24 * HOUR)
+    found = history.counts(hours(midnight, midnight + 24 * HOUR))
     assert found == [(midnight, "porch", "bark", 2), (midnight + HOUR, "porch", "bark", 1)]
-    days = history.counts("day", midnight - HOUR, midnight + HOUR, ["porch"], ["bark"], 3600)
-    assert days == [(midnight - HOUR, "porch", "bark", 3)]
-    half = history.counts("day", midnight - HOUR, midnight + 2 * HOUR, utc_offset_s=-1800)
-    assert [(start - midnight, n) for start, _, _, n in half] == [
-        (HOUR // 2 - 24 * HOUR, 2),
-        (HOUR // 2, 2),
-    ]
+    one = history.counts([midnight - HOUR, midnight + HOUR], ["porch"], ["bark"])
+    assert one == [(midnight - HOUR, "porch", "bark", 3)]
+    bounds = [midnight - 47 * HOUR // 2, midnight + HOUR // 2, midnight + 49 * HOUR // 2]
+    assert [n for *_, n in history.counts(bounds)] == [2, 2]
+    assert history.counts(bounds[:1]) == history.counts([]) == []
     assert history.names() == (["porch"], ["bark"])
 
 
-def test_counts_of_whole_hours_are_those_of_the_events(history: History) -> None:
-    for number in range(200):
-        onset_ns = T0_NS + number * 17 * 60 * SECOND
-        history.add_messages(
-            whole_event(
-                f"e{number}", onset_ns, stream=f"s{number % 3}", label=f"Class {number % 7 % 4}"
+PLACES = {
+    "UTC": "UTC0",
+    "Berlin": "CET-1CEST,M3.5.0,M10.5.0/3",
+    "Santiago": "<-04>4<-03>,M9.1.6/24,M4.1.6/24",  # some days have no midnight
+    "Kolkata": "IST-5:30",
+    "Lord Howe": "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0",  # half an hour
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_counts_are_those_of_the_events_wherever_the_box_is(
+    tmp_path: Path, at_place: Callable[[str], None], place: str
+) -> None:
+    at_place(place)
+    first, last = date(2025, 8, 1), date(2026, 5, 1)  # clocks are set there and back
+    bounds = starts_of_days(first, last)
+    with History(tmp_path / "history.sqlite", wall_s=lambda: bounds[-1] / SECOND) as history:
+        for number in range(1300):
+            onset_ns = bounds[0] + number * 5 * HOUR + 7 * SECOND
+            content = event(
+                f"e{number}", onset_ns=onset_ns, stream=f"s{number % 3}", label=f"C {number % 4}"
             )
-        )
-    # the clock was set before the end of one: its onset is in another hour now
-    history.add_message(event("moved", onset_ns=T0_NS))
-    history.add_message(event("moved", "end", onset_ns=T0_NS + 5 * HOUR))
-    since, until = T0_NS // HOUR * HOUR, T0_NS // HOUR * HOUR + 90 * HOUR
-    assert not history.prune(2**40, max_age_s=-20 * 3600)  # of events that are to come
-    ways: tuple[Literal["hour", "day"], ...] = ("hour", "day")
-    for by in ways:
-        looked_up = history.counts(by, since, until, utc_offset_s=-7200)
-        counted = history.counts(by, since + 1, until, utc_offset_s=-7200)
-        assert looked_up == counted
-        assert 100 < sum(count.n_events for count in looked_up) < 200
-        assert history.counts(by, since, until, ["s1"], ["class_2"]) == history.counts(
-            by, since + 1, until, ["s1"], ["class_2"]
-        )
+            history.add_message(content)
+        # the clock was set before the end of one: its onset is on another day now
+        history.add_message(event("moved", onset_ns=bounds[3] - 1))
+        history.add_message(event("moved", "end", onset_ns=bounds[3]))
+        history.add_verdict(verdict("moved"))
+        assert not history.prune(2**40, max_age_s=(bounds[-1] - bounds[40]) / SECOND)
+        lengths = {(after - start) // SECOND for start, after in pairwise(bounds)}
+        assert (len(lengths) == 3) == ("," in place)
+        for spans in (bounds, bounds[::7], bounds[1::2]):
+            looked_up = history.counts(spans)
+            # no day begins a nanosecond later, so all events are counted
+            counted = history.counts([spans[0] + 1, *spans[1:]])
+            assert [tuple(one)[1:] for one in looked_up] == [tuple(one)[1:] for one in counted]
+            assert 1000 < sum(one.n_events for one in looked_up) < 1302
+            some = [one for one in looked_up if (one.stream, one.class_) == ("s1", "c_2")]
+            assert history.counts(spans, ["s1"], ["c_2"]) == some
+            of_class: Counter[tuple[int, str]] = Counter()
+            for one in looked_up:
+                of_class[one.start_ns, one.class_] += one.n_events
+            together = history.counts(spans, by_stream=False)
+            assert {(one.start_ns, one.class_): one.n_events for one in together} == of_class
+    at_place("JST-9")  # where the box is taken
+    with History(tmp_path / "history.sqlite") as history:
+        there = starts_of_days(first, last)
+        assert there != bounds
+        for spans in (there, bounds):
+            looked_up = history.counts(spans, by_stream=False)
+            counted = history.counts([spans[0] + 1, *spans[1:]], by_stream=False)
+            assert [tuple(one)[1:] for one in looked_up] == [tuple(one)[1:] for one in counted]
+
+
+@pytest.mark.parametrize("lost", ["", ".lock"])
+def test_a_history_that_is_replaced_while_it_is_in_use_is_noticed(
+    history: History, lost: str
+) -> None:
+    history.add_message(event("x"))
+    history.expect_in_place()
+    file = history.path.with_name(history.path.name + lost)
+    file.rename(file.with_name("away"))
+    file.write_bytes(file.with_name("away").read_bytes())
+    with pytest.raises(RemovedError, match="the history"):
+        history.expect_in_place()
+
+
+@pytest.fixture
+def at_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Yield what takes this machine to another time zone."""
+
+    def go(place: str) -> None:
+        monkeypatch.setenv("TZ", place)
+        time.tzset()
+
+    yield go
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_other_messages_are_passed_over_and_malformed_ones_counted(history: History) -> None:
@@ -282,6 +339,18 @@ def test_reader_of_what_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
     for opens in (History.open_read_only, History.open_beside):
         with pytest.raises(StartupError, match="not a database"):
             opens(tmp_path / "text.sqlite")
+
+
+def test_reader_who_may_not_look_into_the_folder_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "history.sqlite"
+    forbid_below(tmp_path, monkeypatch)
+    for opens in (History.open_read_only, History.open_beside):
+        with pytest.raises(
+            StartupError, match=f"cannot open the history {path}: Permission denied"
+        ):
+            opens(path)
 
 
 def _keep_adding(path: Path) -> None:
@@ -399,10 +468,61 @@ def test_history_of_a_later_version_is_kept_aside(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
     for opens in (History.open_read_only, History.open_beside):
-        with pytest.raises(StartupError, match="is of version 99, where this ast-stream has 1"):
+        with pytest.raises(StartupError, match="is of version 99, where this ast-stream has 3"):
             opens(path)
     with History(path) as history:
         assert history.add_message(event("y"))
+    assert path.with_name("history.sqlite.damaged-1").exists()
+
+
+def old_history(path: Path) -> None:
+    """Make a history as its first version was, with an event and an alert."""
+    with History(path) as history:
+        history.add_message(event("x"))
+        history.add_message(alert_message(id="a1", events=("x",)))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP VIEW all_events")
+        db.execute("ALTER TABLE events DROP COLUMN verifier_score")
+        db.execute("ALTER TABLE alerts DROP COLUMN best")
+        db.execute("DROP TRIGGER events_move_day")
+        for name in ("days", "zone", "hours"):
+            db.execute(f"DROP TABLE {name}")
+        db.execute("CREATE TABLE hours (hour, stream, class, n_events)")
+        db.execute("CREATE VIEW all_events AS SELECT id FROM events")
+        db.execute("PRAGMA user_version = 1")
+
+
+def test_a_history_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    old_history(path)
+    for opens in (History.open_read_only, History.open_beside):
+        with pytest.raises(StartupError, match="is brought up to date when the recorder starts"):
+            opens(path)
+    with History(path) as history:
+        (known,) = history.alerts(AlertQuery(event_id="x"))
+        assert known.best is None
+        found = history.event("x")
+        assert found is not None
+        assert found.verifier_score is None
+        history.add_message(event("y", verifier_score=0.75))
+        history.add_message(alert_message(2, id="a2", events=("x", "y"), best="y"))
+        (newest,) = history.alerts(AlertQuery(event_id="y"))
+        assert newest.best == "y"
+        assert sum(one.n_events for one in history.counts(hours(0, 2 * T0_NS))) == 2
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT id, verifier_score FROM all_events ORDER BY id").fetchall()
+    assert rows == [("x", None), ("y", 0.75)]
+    assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_a_damaged_history_of_the_first_version_loses_no_event(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    old_history(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE clips")  # so that it is not what it was made as
+        db.commit()
+    with History(path) as history:
+        assert history.event("x") is not None
     assert path.with_name("history.sqlite.damaged-1").exists()
 
 

@@ -14,7 +14,8 @@ from ast_stream.history.database import FILE, History
 from ast_stream.recorder.clip import Clip, Sheet
 from ast_stream.recorder.folder import ClipFolder
 from ast_stream.recorder.held_audio import CutAudio, Hole
-from ast_stream.recorder.plan import Part, TrackedEvent
+from ast_stream.recorder.plan import ClipPart, TrackedEvent
+from ast_stream.runtime.files import RemovedError
 from ast_stream.settings.retention import MIB, ClipRetention
 from ast_stream.units import seconds_to_ns
 
@@ -60,7 +61,7 @@ def clip(event_id: str, seconds: float = 5.0, number: int = 0, **fields: Any) ->
     n = round(seconds * 16_000)
     message = event_message(event_id, "end", offset_sample=n, **fields)
     pcm = RNG.integers(-30_000, 30_000, n).astype(np.int16)
-    part = Part(TrackedEvent(message), number, 0, n, True)
+    part = ClipPart(TrackedEvent(message), number, 0, n, True)
     return Clip.of(part, CutAudio(0, pcm, [], []), "flac", "")
 
 
@@ -79,6 +80,18 @@ def test_a_clip_lies_by_stream_and_day_with_a_sheet_beside_it(disk: Disk) -> Non
     assert Sheet.decode(path.with_suffix(".json").read_bytes()) == written.sheet
     (found,) = disk.history.clips("one")
     assert (disk.path / found.path, found.size_bytes) == (path, path.stat().st_size)
+
+
+@pytest.mark.parametrize("lost", ["lock", "folder"])
+def test_a_folder_that_is_removed_while_it_is_in_use_is_noticed(disk: Disk, lost: str) -> None:
+    disk.write("one")
+    disk.clips.expect_in_place()
+    if lost == "lock":
+        (disk.path / "lock").unlink()
+    else:
+        disk.path.rename(disk.path.with_name("away"))
+    with pytest.raises(RemovedError, match="the folder of clips"):
+        disk.clips.expect_in_place()
 
 
 def test_there_are_never_more_bytes_than_allowed_and_the_best_stay(disk: Disk) -> None:
@@ -179,7 +192,7 @@ def test_two_recorders_do_not_share_a_folder(disk: Disk) -> None:
 
 def test_what_is_missing_is_said_beside_the_clip_and_in_the_history(disk: Disk) -> None:
     message = event_message("one", "end", offset_sample=16_000)
-    part = Part(TrackedEvent(message), 0, 0, 32_000, True)
+    part = ClipPart(TrackedEvent(message), 0, 0, 32_000, True)
     pcm = np.ones(30_000, np.int16)
     audio = CutAudio(0, pcm, [Hole(0, 8000, "overflow")], [(20_000, 24_000)])
     made = Clip.of(part, audio, "flac", "the source has ended", is_without_speech=True)
@@ -196,6 +209,6 @@ def test_what_is_missing_is_said_beside_the_clip_and_in_the_history(disk: Disk) 
 
 def test_an_event_without_a_clip_has_the_reason_in_the_history(disk: Disk) -> None:
     message = event_message("one", "end", offset_sample=16_000)
-    disk.clips.note(Part(TrackedEvent(message), 0, 0, 16_000, True), "no longer held")
+    disk.clips.note(ClipPart(TrackedEvent(message), 0, 0, 16_000, True), "no longer held")
     (found,) = disk.history.clips("one")
     assert (found.path, found.note, found.stop_sample) == ("", "no longer held", 16_000)

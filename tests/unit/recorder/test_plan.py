@@ -5,7 +5,7 @@ from typing import Any
 from sample_messages import event_message
 
 from ast_stream.messages.event import EventMessage
-from ast_stream.recorder.plan import Part, Plan
+from ast_stream.recorder.plan import ClipPart, Plan
 from ast_stream.recorder.policy import Policies
 from ast_stream.settings.recorder import ClipPolicy
 from ast_stream.units import SAMPLE_RATE as S
@@ -34,7 +34,7 @@ def plan(**policy: Any) -> Plan:
 
 def cut(found: Plan, end: float, *, is_over: bool = False) -> list[tuple[float, float, bool]]:
     """Cut all that is due with audio up to a second."""
-    parts: list[Part] = []
+    parts: list[ClipPart] = []
     for part in found.due({SOURCE: round(end * S)}, [SOURCE] if is_over else []):
         found.is_cut(part)
         parts.append(part)

@@ -19,8 +19,9 @@ def subject(
     stream: str = "porch",
     is_over: bool = True,
     is_alerted: bool = False,
+    is_best: bool = False,
 ) -> Subject:
-    return Subject(class_, stream, peak, is_over, is_alerted)
+    return Subject(class_, stream, peak, is_over, is_alerted, is_best)
 
 
 def test_the_first_policy_that_fits_counts() -> None:
@@ -36,6 +37,13 @@ def test_the_first_policy_that_fits_counts() -> None:
     policy = chosen.chosen(subject("bark"))
     assert policy is not None
     assert policy.pre_s == 1.0
+
+
+def test_of_an_alert_the_best_alone_can_be_kept() -> None:
+    chosen = policies({"when": "best"})
+    assert chosen.decide(subject()) == "wait"
+    assert chosen.decide(subject(is_alerted=True)) == "wait"
+    assert chosen.decide(subject(is_alerted=True, is_best=True)) == "keep"
 
 
 def test_without_a_policy_that_fits_nothing_is_kept() -> None:

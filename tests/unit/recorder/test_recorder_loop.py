@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from alert_samples import alert
 from clocks import FakeSeconds
 from sample_messages import EPOCH, STREAM, T0_NS, event_message, gap_message, health, worker_status
 
+from ast_stream.alerts.alert_rows import AlertRows
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed
 from ast_stream.history.database import FILE, History
 from ast_stream.history.records import ClipRecord
 from ast_stream.machine_clock import Moment
+from ast_stream.messages.alert import Alert
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Content, Position, Stamp
 from ast_stream.messages.query import AudioAnswer, AudioQuery, Query, refuse_query
@@ -33,8 +36,8 @@ SOUND = np.random.default_rng(3).integers(-20_000, 20_000, 90 * S).astype(np.int
 class Worker:
     """What a worker holds of one stream, and what it says of it."""
 
-    def __init__(self, held_s: float = 60.0) -> None:
-        self.end = 0
+    def __init__(self, held_s: float = 60.0, begins_s: float = 0.0) -> None:
+        self.begin = self.end = round(begins_s * S)
         self.held = round(held_s * S)
         self.epoch = EPOCH
         self.asked: list[tuple[int, int]] = []
@@ -49,7 +52,7 @@ class Worker:
             return refuse_query(self.refusal or "audio: expected the present epoch")
         start, stop = int(query.start), int(query.stop)
         assert stop - start <= 10 * S
-        first = min(max(start, self.end - self.held, 0), self.end)
+        first = min(max(start, self.end - self.held, self.begin), self.end)
         last = max(first, min(stop, self.end))
         self.asked.append((first, last))
         block = AudioBlock(STREAM, EPOCH, first, Moment(T0_NS, 1), SOUND[first:last])
@@ -79,6 +82,22 @@ class Feed:
         return message
 
 
+class Outbox(AlertRows):
+    """Alerts that a test puts into an outbox."""
+
+    def __init__(self, alerts: Sequence[Alert]) -> None:
+        super().__init__(Path("nowhere"))
+        self._waiting = [
+            FeedMessage.of(one, Stamp("outbox", number, Moment(T0_NS, 0)))
+            for number, one in enumerate(alerts, 1)
+        ]
+
+    def read(self) -> list[FeedMessage]:
+        found, self._waiting = self._waiting, []
+        self.after += len(found)
+        return found
+
+
 class Scene:
     """A recorder on a worker and a feed of a test."""
 
@@ -100,6 +119,11 @@ class Scene:
         return Recorder(
             self.feed, self.history, plan, fetcher, clips, choice, limits, now_s=self.clock
         )
+
+    def alert(self, *alerts: Alert) -> None:
+        """Have the outbox hold alerts."""
+        self.recorder._alerts = Outbox(alerts)
+        self.turn()
 
     def play(self, until_s: float, *contents: Content) -> None:
         """Let the worker hear sound up to a second, and publish something then."""
@@ -148,6 +172,21 @@ def test_events_that_overlap_share_what_is_fetched(scene: Scene) -> None:
     scene.check(other)
     spans = sorted(span for span in scene.worker.asked if span[0] < span[1])
     assert sum(stop - start for start, stop in spans) <= 17.5 * S  # each second once
+
+
+def test_the_beginning_of_a_clip_is_waited_for_if_the_worker_is_busy(scene: Scene) -> None:
+    scene.play(22, begin(10, "a"))
+    scene.worker.is_there = False  # no answer in time
+    scene.feed.put(end(8, 16, "b"))
+    for _ in range(10):
+        scene.turn(1.0)
+    assert scene.clips("b") == []
+    scene.worker.is_there = True
+    for _ in range(6):
+        scene.turn(1.0)
+    (clip,) = scene.clips("b")
+    assert (clip.start_sample, clip.stop_sample, clip.note) == (5 * S, 19 * S, "")
+    scene.check(clip)
 
 
 def test_what_the_worker_no_longer_holds_is_silence_that_is_said(scene: Scene) -> None:
@@ -219,6 +258,25 @@ def test_a_worker_that_is_away_is_waited_for(scene: Scene) -> None:
     scene.check(clip)
 
 
+def test_a_clip_goes_on_with_the_worker_that_takes_the_stream_over(scene: Scene) -> None:
+    scene.play(13, begin(10))
+    scene.feed.put(end(10, 12))
+    scene.worker.is_there = False  # killed: 2 s of the post-roll have yet to come
+    for _ in range(round(IDLE_S) + 2):
+        scene.turn(1.0)
+    scene.worker = Worker(begins_s=4)
+    scene.worker.refusal = "audio: expected a stream with sound (none yet), got 'porch'"
+    for _ in range(3):
+        scene.turn(1.0)
+    scene.worker.refusal = None
+    while scene.worker.end < 15 * S:  # first it catches up with what the other one has given
+        scene.worker.end += S // 2
+        scene.turn(1.0)
+    (clip,) = scene.clips()
+    assert (clip.start_sample, clip.stop_sample, clip.note) == (7 * S, 15 * S, "")
+    scene.check(clip)
+
+
 def test_a_restart_goes_on_from_what_the_history_holds(tmp_path: Path) -> None:
     with History(tmp_path / "history" / FILE) as history:
         scene = Scene(tmp_path / "clips", history)
@@ -285,3 +343,27 @@ def test_an_answer_that_is_none_is_a_refusal(scene: Scene) -> None:
     scene.play(20, end(10, 12))
     scene.turn()
     assert scene.clips() == []
+
+
+@pytest.mark.parametrize("comes", ["while the events last", "when all is cut"])
+@pytest.mark.parametrize(
+    ("when", "best", "kept"),
+    [("alert", "b", {"a", "b"}), ("best", "b", {"b"}), ("best", None, {"a", "b"})],
+)
+def test_of_one_sound_at_several_microphones_all_or_the_best_are_kept(
+    tmp_path: Path, when: str, best: str | None, kept: set[str], comes: str
+) -> None:
+    """None of them is the best of an alert of another kind of rule: all are kept."""
+    named = alert(events=("a", "b"), best=best)
+    with History(tmp_path / "history" / FILE) as history:
+        scene = Scene(tmp_path / "clips", history, {"when": when})
+        scene.play(12, begin(10, "a"), begin(10, "b"))
+        if comes == "while the events last":
+            scene.alert(named)
+        scene.play(22, end(10, 16, "a"), end(10, 16, "b"))
+        scene.turn()
+        if comes == "when all is cut":
+            assert not scene.clips("a") + scene.clips("b")
+            scene.alert(named)
+            scene.turn()
+        assert {one for one in ("a", "b") if scene.clips(one)} == kept

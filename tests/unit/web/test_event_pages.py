@@ -14,7 +14,7 @@ from ast_stream.history.score_blocks import ScoreSpan
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.web.event_pages import way_of
 from ast_stream.web.event_scores import AROUND_S, MAX_POINTS, event_scores, moments_around
-from ast_stream.web.past import clip_file
+from ast_stream.web.stored_data import clip_file
 
 T0_NS = 1_700_000_000 * NS_PER_SECOND
 EVENT = EventRecord(
@@ -36,6 +36,7 @@ EVENT = EventRecord(
     duration_reliable=True,
     reason="quiet",
     watcher_score=None,
+    verifier_score=None,
     captured_ns=T0_NS + NS_PER_SECOND,
     scored_ns=T0_NS + 1_250_000_000,
     published_ns=T0_NS + 1_300_000_000,

@@ -16,16 +16,13 @@ from feed_worker import Worker, event
 from sample_messages import gap_message, health
 
 from ast_stream.feed import Subscriber
+from ast_stream.messages.event import Position
 from ast_stream.messages.spectrogram import SpectrogramHeader
+from ast_stream.pool.feed import FeedAddress, PoolFeed
 from ast_stream.units import N_MELS
-from ast_stream.web.live import (
-    KEPT_TOPICS,
-    PICTURE_TOPICS,
-    Feed,
-    Listener,
-    LiveHub,
-    Outgoing,
-)
+from ast_stream.web.browser_queue import BrowserMessage, BrowserQueue
+from ast_stream.web.live import KEPT_TOPICS, PICTURE_TOPICS, LiveHub, PublisherAddress
+from ast_stream.web.pool_reading import PoolReading
 
 PATIENCE_S = 30.0
 LEVELS = np.ones((10, N_MELS), dtype=np.uint8)
@@ -41,7 +38,7 @@ def worker(socket_dir: Path) -> Iterator[Worker]:
 @asynccontextmanager
 async def hub_of(folder: Path) -> AsyncIterator[LiveHub]:
     """Give a hub that hears the worker."""
-    feed = Feed(f"ipc://{folder}/feed.sock", f"ipc://{folder}/query.sock")
+    feed = PublisherAddress(f"ipc://{folder}/feed.sock", f"ipc://{folder}/query.sock")
     async with running(LiveHub({"worker": feed}, ("Bark", "Siren"))) as hub:
         yield hub
 
@@ -245,7 +242,7 @@ def test_a_browser_that_connects_is_told_of_the_alerts_before(
     asyncio.run(run())
 
 
-class CountingFeed(Feed):
+class CountingFeed(PublisherAddress):
     """Counts the subscriptions to each of its topics."""
 
     taken: ClassVar[list[tuple[str, ...]]] = []
@@ -284,11 +281,92 @@ def test_any_number_of_pages_takes_one_subscription(worker: Worker, socket_dir: 
     asyncio.run(run())
 
 
+class Members:
+    """Workers of a pool, in folders beside each other."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.folder = folder
+        self.names = list(names)
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def addresses(self) -> dict[str, FeedAddress | None]:
+        return {
+            name: FeedAddress(
+                f"ipc://{self.folder}/{name}/feed.sock",
+                f"ipc://{self.folder}/{name}/query.sock",
+                None,
+            )
+            for name in self.names
+        }
+
+    def is_lost(self, name: str) -> bool:
+        return False
+
+
+def test_a_page_of_a_pool_shows_an_event_of_each_worker_once(socket_dir: Path) -> None:
+    members = Members(socket_dir, "one", "alerts")  # a name that the alerts process has, too
+    workers = {}
+    for name in members.names:
+        (socket_dir / name).mkdir()
+        workers[name] = Worker(socket_dir / name, f"boot-{name}")
+
+    def open_feed(topics: tuple[str, ...]) -> PoolFeed:
+        def subscribe(address: FeedAddress, after: Position | None) -> Subscriber:
+            return Subscriber(address.feed, topics=topics, query=address.query, after=after)
+
+        return PoolFeed(members, subscribe, {}, has_replays=False)
+
+    async def run() -> None:
+        pool = PoolReading(members, open_feed, lambda address: None)
+        async with running(LiveHub({}, ("Bark", "Siren"), pool)) as hub:
+            async with asyncio.timeout(PATIENCE_S):
+                while hub.place.count(":") < len(workers):
+                    await asyncio.sleep(0.01)
+            browser = Browser(hub)
+            await browser.next()
+            workers["one"].publish(event(1))
+            assert await browser.ids(1) == ["id1"]
+            workers["alerts"].publish(event(1), event(1, "end"), event(2))  # it took over
+            assert await browser.ids(2) == ["id1", "id2"]
+            assert set(hub.open_events) == {"id2"}
+            await browser.close()
+            other = Browser(hub)
+            await other.next()
+            workers["one"].publish(event(3))
+            await other.ids(1)
+            await other.close()
+            again = Browser(hub, browser.last_id)  # it was away meanwhile
+            assert await again.ids(1) == ["id3"]
+            await again.close()
+            with hub.watching() as watcher:
+                assert watcher is not None
+                watcher.streams = frozenset(["porch"])
+                async with asyncio.timeout(PATIENCE_S):
+                    while not hub.counters["pictures"]:
+                        await asyncio.sleep(0.01)
+                        with workers["one"].lock:
+                            workers["one"].publisher.publish(picture(), spectrogram=LEVELS)
+
+    try:
+        asyncio.run(run())
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
 def test_of_pictures_the_oldest_are_dropped_and_counted() -> None:
     async def run() -> None:
-        listener = Listener(2, may_drop=True)
-        assert [listener.put(Outgoing(text)) for text in "abc"] == [True, True, False]
-        assert [await listener.next(1.0) for _ in "bc"] == [Outgoing("b"), Outgoing("c")]
+        listener = BrowserQueue(2, may_drop=True)
+        assert [listener.put(BrowserMessage(text)) for text in "abc"] == [True, True, False]
+        assert [await listener.next(1.0) for _ in "bc"] == [
+            BrowserMessage("b"),
+            BrowserMessage("c"),
+        ]
         assert (listener.dropped, listener.is_overrun) == (1, False)
         assert await listener.next(0.0) is None
 

@@ -10,10 +10,11 @@ from alert_samples import alert
 
 from ast_stream.coverage.spans import Kind
 from ast_stream.coverage.timeline import Stretch
-from ast_stream.history.records import AlertRecord, Count
+from ast_stream.history.days import start_of_day
+from ast_stream.history.records import AlertRecord, EventCount
 from ast_stream.messages.alert import Alert
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
-from ast_stream.web.moments import day_range, local_time, start_of_day
+from ast_stream.web.moments import day_range, local_time
 from ast_stream.web.timeline_page import (
     Bar,
     coverage_bars,
@@ -69,9 +70,9 @@ def test_the_heatmap_has_a_cell_for_each_class_and_day() -> None:
     second_ns = start_of_day(dates[1])
     heat = heatmap(
         [
-            Count(SINCE_NS, "porch", "bark", 2),
-            Count(SINCE_NS, "attic", "bark", 3),
-            Count(second_ns, "porch", "siren", 1),
+            EventCount(SINCE_NS, "porch", "bark", 2),
+            EventCount(SINCE_NS, "attic", "bark", 3),
+            EventCount(second_ns, "porch", "siren", 1),
         ],
         dates,
     )

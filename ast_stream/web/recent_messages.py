@@ -1,7 +1,7 @@
-"""What the feeds said last, and where a browser that was away goes on; no sockets, no clock.
+"""Recent messages of the feeds, and where a browser resumes; no sockets, no clock.
 
-A place is what a browser hands back when it reconnects: `boot:seq` of the last durable message of
-each publisher, joined by commas, in the order of their names.
+A place is the position that a browser sends when it reconnects: `boot:seq` of the last durable
+message of each publisher, joined by commas, in the order of the publishers' names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def format_place(positions: Collection[Position]) -> str:
 
 
 def parse_place(text: str) -> list[Position]:
-    """Return the positions in a place; none where it is not one: a browser may send anything."""
+    """Return the positions in a place; empty if it is invalid, as browsers may send anything."""
     if len(text) > MAX_PLACE_CHARACTERS:
         return []
     found = [_ONE.fullmatch(part) for part in text.split(",")]
@@ -32,8 +32,8 @@ def parse_place(text: str) -> list[Position]:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A durable message, and the place of a browser that has it."""
+class RecentMessage:
+    """A durable message, and the place of a browser that has received it."""
 
     feed: str
     message: FeedMessage
@@ -41,29 +41,29 @@ class Entry:
 
 
 class RecentMessages:
-    """The last durable messages of all publishers, in the order in which they came.
+    """The last durable messages of all publishers, in order of arrival.
 
     Args:
-        max_messages: older ones are forgotten; a browser that needs them is helped from the log.
+        max_messages: older messages are dropped; a browser that needs them gets them from the log.
     """
 
     def __init__(self, max_messages: int) -> None:
-        self._entries: deque[Entry] = deque(maxlen=max_messages)
-        self._since: dict[str, Position] = {}  # by feed: all after it is here
+        self._entries: deque[RecentMessage] = deque(maxlen=max_messages)
+        self._since: dict[str, Position] = {}  # by feed: all later messages are here
         self._newest: dict[str, Position] = {}
 
     @property
     def place(self) -> str:
-        """Where a browser stands that has everything."""
+        """The place of a browser that has received everything."""
         return format_place([self._newest[name] for name in sorted(self._newest)])
 
     def begin(self, feed: str, before: Position) -> None:
-        """Note where the messages of a publisher begin, if it is heard for the first time."""
+        """Record the position before a publisher's first message, unless it is known already."""
         if feed not in self._since:
             self._since[feed] = before
             self._newest[feed] = before
 
-    def add(self, feed: str, message: FeedMessage) -> Entry:
+    def add(self, feed: str, message: FeedMessage) -> RecentMessage:
         """Add the next durable message of a publisher."""
         if (before := message.position_before) is not None:
             self.begin(feed, before)
@@ -71,7 +71,7 @@ class RecentMessages:
             oldest = self._entries[0]
             self._since[oldest.feed] = oldest.message.position
         self._newest[feed] = message.position
-        entry = Entry(feed, message, self.place)
+        entry = RecentMessage(feed, message, self.place)
         self._entries.append(entry)
         return entry
 
@@ -81,13 +81,13 @@ class RecentMessages:
         return [entry.message for entry in entries]
 
     def after(self, positions: Collection[Position], feeds: Collection[str]) -> Backlog:
-        """Return what a browser has missed that stands at some positions.
+        """Return what a browser at these positions has missed.
 
         Args:
-            feeds: the names of all publishers, also of those that were not heard yet.
+            feeds: the names of all publishers, including those without messages so far.
         """
         entries = list(self._entries)
-        known: dict[str, int] = {}  # by feed: the index after which its messages are new
+        known: dict[str, int] = {}  # by feed: index of the browser's last message
         unknown: list[Position] = []
         for position in positions:
             if (place := self._index(position, entries)) is None:
@@ -102,8 +102,8 @@ class RecentMessages:
         ]
         return Backlog(missed, unknown, others)
 
-    def _index(self, position: Position, entries: list[Entry]) -> tuple[str, int] | None:
-        """Return the feed of a position, and where it is among the entries; None: not here."""
+    def _index(self, position: Position, entries: list[RecentMessage]) -> tuple[str, int] | None:
+        """Return the feed of a position and its index in the entries; None: it is not here."""
         boot, seq = position
         found: tuple[str, int] | None = None
         for index, entry in enumerate(entries):
@@ -122,12 +122,12 @@ class Backlog:
     """What a browser has missed.
 
     Attributes:
-        entries: what is here, in order.
-        unknown: positions that are older than everything here: the log may know what follows them.
-        feeds: the publishers that these may be of; none of theirs is among `entries`.
+        entries: the missed messages that are in memory, in order.
+        unknown: positions older than everything in memory; the log may have what follows them.
+        feeds: the publishers that these may belong to; `entries` has no messages of theirs.
     """
 
-    entries: list[Entry]
+    entries: list[RecentMessage]
     unknown: list[Position]
     feeds: list[str]
 

@@ -1,10 +1,11 @@
-"""What was heard before, for the pages: the history, the log of scores, and what was listened to.
+"""Stored data for the pages: the history, the score log, and the coverage ledger.
 
-None of it need be there: without a recorder the pages show what is live, and say so.
+Any of them may be missing: without a recorder the pages show live data only, and say so.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -27,18 +28,18 @@ from ast_stream.settings.storage import (
 )
 from ast_stream.settings.workers import of_worker, worker_names
 
-COVERAGE_S = 20.0  # for so long what was read of the coverage is shown again
+COVERAGE_S = 20.0  # for which the coverage is cached
 
 
 class NoHistoryError(AstStreamError):
-    """Nothing is recorded, or the recorder has not begun."""
+    """There is no recorder, or it has never run."""
 
 
-class Past:
-    """Opens what is kept when it is first asked for; from any thread.
+class StoredData:
+    """Opens stored data when it is first needed; for any thread.
 
     Args:
-        labels: of the model's classes, for scores of which the log does not say whose they are.
+        labels: of the model's classes, for logged scores without labels of their own.
     """
 
     def __init__(self, settings: Settings, labels: Sequence[str] | None = None) -> None:
@@ -55,7 +56,7 @@ class Past:
         """The history of the recorder.
 
         Raises:
-            NoHistoryError: there is none; says what to do.
+            NoHistoryError: there is none; the text says what to do.
         """
         with self._lock:
             path = history_database(self._settings).path
@@ -63,7 +64,7 @@ class Past:
                 file = path.stat().st_ino
             except OSError as error:
                 raise NoHistoryError(_why_none(self._settings)) from error
-            if self._history is None or self._file != file:  # a damaged one is set aside
+            if self._history is None or self._file != file:  # the recorder replaces a damaged one
                 try:
                     self._history, self._file = History.open_read_only(path), file
                 except StartupError as error:
@@ -71,32 +72,32 @@ class Past:
             return self._history
 
     def add_verdict(self, verdict: VerdictRecord) -> None:
-        """Write what a person says of an event.
+        """Store a person's verdict on an event.
 
         Raises:
             NoHistoryError: there is no history.
-            UsageError: there is no such event, or `other` comes without its label.
+            UsageError: there is no such event, or the verdict `other` has no label.
             AstStreamError: it could not be written.
         """
         path = history_database(self._settings).path
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also where this user may not look
             raise NoHistoryError(_why_none(self._settings))
         with History.open_beside(path) as history:
             history.add_verdict(verdict)
 
     def scores(self, stream: str, since_ns: int, until_ns: int) -> list[ScoreSpan]:
-        """Return the logged scores of windows that ended between two moments, oldest first."""
+        """Return the logged scores of windows that ended in a time range, oldest first."""
         return self._scores.read(stream, since_ns, until_ns)
 
     def coverage(self, since_ns: int, until_ns: int) -> dict[str, Coverage]:
-        """Return what became of the time of each stream, by name, those configured first.
+        """Return the coverage of each stream by name, configured streams first.
 
         Raises:
             AstStreamError: the ledger cannot be read.
         """
         spans = self._read_spans()
         configured = [stream.name for stream in self._settings.streams]
-        lasting = {one.name for one in self._settings.streams if not one.source.can_end}
+        lasting = {stream.name for stream in self._settings.streams if not stream.source.can_end}
         now_ns = time.time_ns()
         return {
             name: Coverage.of(
@@ -111,7 +112,7 @@ class Past:
         }
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the opened files."""
         with self._lock:
             if self._history is not None:
                 self._history.close()
@@ -124,8 +125,8 @@ class Past:
                 try:
                     self._spans = read_all_spans(
                         [
-                            (coverage_ledger(one).folder, unwritten_coverage(one).path)
-                            for one in parts
+                            (coverage_ledger(part).folder, unwritten_coverage(part).path)
+                            for part in parts
                         ]
                     )
                 except OSError as error:
@@ -136,7 +137,7 @@ class Past:
 
 
 def clip_file(folder: Path, relative: str) -> Path | None:
-    """Return the file of a clip; None where it is gone or the path leads out of the folder."""
+    """Return the file of a clip; None if it is gone, or its path leads out of the folder."""
     root = folder.resolve()
     try:
         found = (root / relative).resolve(strict=True)

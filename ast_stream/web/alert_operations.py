@@ -1,4 +1,4 @@
-"""Alerts and deliveries for the page: read beside the alerts process, changed by asking it."""
+"""Alerts and deliveries on the page: read from the database, changed by the alerts process."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class NoAnswerError(AstStreamError):
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """One delivery, with times of day in ns."""
+class DeliveryShown:
+    """A delivery as shown on the page, with wall times in ns."""
 
     row: OutboxRow
     created_ns: int
@@ -39,30 +39,30 @@ class Delivery:
 
 @dataclass(frozen=True)
 class ActiveAlertShown:
-    """One alert that fires, with the time of day in ns."""
+    """A firing alert as shown on the page, with its wall time in ns."""
 
     alert: ActiveAlert
     updated_ns: int
 
 
 @dataclass(frozen=True)
-class DeskState:
-    """What there is to see.
+class AlertsState:
+    """The state of alerts and deliveries.
 
     Attributes:
         waiting, given_up: deliveries, newest first, at most `SHOWN`.
-        alerts: those that fire.
-        snoozes: rules that are held back, and until when, ns.
+        alerts: the firing alerts.
+        snoozes: snoozed rules, and until when (ns).
     """
 
-    waiting: list[Delivery]
-    given_up: list[Delivery]
+    waiting: list[DeliveryShown]
+    given_up: list[DeliveryShown]
     alerts: list[ActiveAlertShown]
     snoozes: list[tuple[str, int]]
 
 
-class AlertsDesk:
-    """Reads the database of alerts, and asks the alerts process for what is to be changed."""
+class AlertOperations:
+    """Reads the database of alerts, and asks the alerts process for changes."""
 
     def __init__(self, loaded: LoadedSettings) -> None:
         self._loaded = loaded
@@ -73,21 +73,21 @@ class AlertsDesk:
         """Whether there is an alerts process."""
         return bool(self._settings.alerts.rules)
 
-    def look(self) -> DeskState:
-        """Return what there is to see now.
+    def look(self) -> AlertsState:
+        """Return the current state.
 
         Raises:
-            StartupError: the alerts process has not run yet.
+            StartupError: the alerts process has never run.
             StoreError: its database cannot be read.
         """
         with closing(Store(alerts_state_file(self._settings), must_exist=True)) as store:
             time = store.steady_time()
-            return DeskState(
+            return AlertsState(
                 waiting=_deliveries(operations.rows(store, ("pending",), limit=SHOWN), time),
                 given_up=_deliveries(operations.rows(store, GIVEN_UP, limit=SHOWN), time),
                 alerts=[
-                    ActiveAlertShown(one, time.wall_ns(one.updated_ns))
-                    for one in operations.active(store, SHOWN)
+                    ActiveAlertShown(alert, time.wall_ns(alert.updated_ns))
+                    for alert in operations.active(store, SHOWN)
                 ],
                 snoozes=[
                     (rule, time.wall_ns(until_ns))
@@ -101,15 +101,15 @@ class AlertsDesk:
         for name in self._settings.alerts.rules:
             try:
                 found |= alert_names(read_rule_document(Path(self._loaded.file).parent / name))
-            except ConfigError:  # the alerts process says what is wrong with it
+            except ConfigError:  # the alerts process reports it
                 continue
         return sorted(found)
 
     def ask(self, request: AdministrationRequest) -> Administered:
-        """Have the alerts process change something, and return what it did.
+        """Ask the alerts process for a change, and return its answer.
 
         Raises:
-            WireError: it refuses; says why.
+            WireError: it refuses; the text gives the reason.
             NoAnswerError: it does not answer.
         """
         endpoint = admin_endpoint(self._settings)
@@ -124,5 +124,7 @@ class AlertsDesk:
         return Administered.decode(frames)
 
 
-def _deliveries(rows: list[OutboxRow], time: SteadyTime) -> list[Delivery]:
-    return [Delivery(row, time.wall_ns(row.created_ns), time.wall_ns(row.next_ns)) for row in rows]
+def _deliveries(rows: list[OutboxRow], time: SteadyTime) -> list[DeliveryShown]:
+    return [
+        DeliveryShown(row, time.wall_ns(row.created_ns), time.wall_ns(row.next_ns)) for row in rows
+    ]

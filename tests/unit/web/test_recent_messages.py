@@ -9,7 +9,7 @@ from sample_messages import event_message
 
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import FeedMessage, Stamp
-from ast_stream.web.recent import RecentMessages, format_place, parse_place
+from ast_stream.web.recent_messages import RecentMessages, format_place, parse_place
 
 
 def message(boot: str, seq: int, previous: int) -> FeedMessage:

@@ -1,1 +1,1 @@
-"""Who gets audio: the one place that hands it out, what it withholds, and the record of it."""
+"""Access to audio: the one place that hands it out, what is withheld, and the record of it."""

@@ -1,4 +1,4 @@
-"""The one place that hands out audio, as far as the setting `privacy` allows.
+"""The one place that hands out audio, governed by the setting `privacy`.
 
 Anything that gives audio to people or programs, or keeps it, has to ask here.
 """
@@ -58,7 +58,7 @@ class AudioAccess:
         return self.mode != "sensor"
 
     def release(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
-        """Return the audio that somebody asks for, as far as it is held and theirs to have.
+        """Return the requested audio, as far as it is held and allowed.
 
         Raises:
             WireError: it is not; says why.

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ast_stream.errors import StartupError, WireError
 from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
+from ast_stream.runtime.files import reason_of
 from ast_stream.runtime.logging import Outage
 from ast_stream.runtime.segments import LineFile, SegmentFolder
 from ast_stream.settings import storage
@@ -92,7 +93,7 @@ class Access(Body):
 
 
 class Act(Body):
-    """Something that somebody changed on the page: a line of the log."""
+    """An act of administration on the page: a line of the log."""
 
     v: Literal[1] = 1
     time_ns: Time
@@ -135,13 +136,21 @@ class AuditLog:
     ) -> None:
         self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
         self._now_s = now_s
+        segment_bytes = min(SEGMENT_BYTES, max_bytes // 2)
         self._folder = SegmentFolder(
-            folder, _NAME, _WHAT, LineFile, max_bytes, min(SEGMENT_BYTES, max_bytes // 2), max_age_s
+            folder, _NAME, _WHAT, LineFile, max_bytes, segment_bytes, max_age_s, outage=self.outage
         )
         self._repeated: dict[tuple[str, ...], tuple[float, Access | None]] = {}
         self._is_open = False
-        if folder.is_dir():  # what earlier runs recorded grows old
-            self._open()
+        try:
+            is_there = folder.is_dir()
+        except (
+            OSError
+        ) as error:  # root made the folder around it: audio waits, the process does not
+            self._cannot_open(error)
+        else:
+            if is_there:  # what earlier runs recorded grows old
+                self._open()
 
     def record(self, access: Access) -> None:
         """Record an access before it takes place.
@@ -216,10 +225,13 @@ class AuditLog:
         try:
             self._folder.open(_count_lines)
         except (OSError, StartupError) as error:
-            self.outage.failed("%s %s cannot be opened: %s", _WHAT, self._folder.path, error)
+            self._cannot_open(error)
             return False
         self._is_open = True
         return True
+
+    def _cannot_open(self, error: Exception) -> None:
+        self.outage.failed("%s %s cannot be opened: %s", _WHAT, self._folder.path, reason_of(error))
 
 
 def open_audit_log(settings: Settings, process: str) -> AuditLog:

@@ -1,4 +1,4 @@
-"""Who may log in, and what each may do: a file of this program, read again when it changes.
+"""Users of the page and their scopes: a file of this program, read again when it changes.
 
 Without argon2 and the other packages of the page: `ast-stream users` and the page share it.
 """
@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import StartupError
-from ast_stream.runtime.files import DamagedFileError, lock_file, read_bounded, replace_file
+from ast_stream.runtime.files import (
+    DamagedFileError,
+    file_version,
+    lock_file,
+    read_bounded,
+    reason_of,
+    replace_file,
+)
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.storage import MAX_USERS_BYTES
 from ast_stream.settings.web import SCOPES, Scope
@@ -58,7 +65,7 @@ class User:
 
 
 def read_users(path: Path) -> dict[str, User]:
-    """Return the users in a file, by name; nobody if there is no such file.
+    """Return the users in a file, by name; none if there is no such file.
 
     Raises:
         StartupError: it cannot be read, is damaged, or others than its owner may read it.
@@ -69,8 +76,7 @@ def read_users(path: Path) -> dict[str, User]:
     except FileNotFoundError:
         return {}
     except (OSError, DamagedFileError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise StartupError(f"users: cannot read {path}: {reason}") from error
+        raise StartupError(f"users: cannot read {path}: {reason_of(error)}") from error
     if mode & 0o077:
         text = f"users: expected mode 0600 at {path}, got {mode:04o}, with which others may read "
         raise StartupError(f"{text}or write it: chmod 600 {path}")
@@ -105,7 +111,7 @@ def changing_users(path: Path) -> Iterator[dict[str, User]]:
 
 
 class Users:
-    """The users in a file; it is looked at again once a second, when somebody asks.
+    """The users in a file; the file is checked for changes at most once a second.
 
     A file that is damaged later changes nothing; one that is removed shuts everybody out.
 
@@ -121,12 +127,12 @@ class Users:
         self._now_s = now_s
         self._lock = threading.Lock()
         self._log = LimitedLog(logger)
-        self._seen = _identity(path)
+        self._seen = file_version(path)
         self._users: Mapping[str, User] = read_users(path)
         self._looked_s = now_s()
 
     def get(self, name: str) -> User | None:
-        """Return a user; None: there is none of that name."""
+        """Return a user; None if there is none of that name."""
         with self._lock:
             if self._now_s() - self._looked_s >= LOOK_AGAIN_S:
                 self._looked_s = self._now_s()
@@ -137,7 +143,7 @@ class Users:
         return len(self._users)
 
     def _look_again(self) -> None:
-        seen = _identity(self.path)
+        seen = file_version(self.path)
         if seen == self._seen:
             return
         try:
@@ -147,14 +153,6 @@ class Users:
             return
         self._seen = seen
         logger.info("%s users read from %s", len(self._users), self.path)
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
 
 
 def _decode(content: bytes) -> dict[str, User]:

@@ -15,12 +15,13 @@ from ast_stream.privacy.access import HISTORY_S, SENSOR_REFUSAL
 from ast_stream.privacy.page_users import read_users
 from ast_stream.privacy.speech import MARGIN_S
 from ast_stream.settings import paths
+from ast_stream.settings.forward import Kind
 from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.schema import PrivacyMode, Settings
 from ast_stream.settings.storage import kept
 from ast_stream.settings.web import SCOPES
 from ast_stream.settings.workers import of_worker, worker_names
-from ast_stream.transport.allow_list import GROUP_RIGHTS, WORDS, Client, read_allow_list
+from ast_stream.transport.allow_list import GROUP_RIGHTS, WORDS, AllowedClient, read_allow_list
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import check_endpoint
 
@@ -35,6 +36,13 @@ PICTURES: dict[PrivacyMode, str] = {
     "off": ", spectrograms",
     "speech": ", spectrograms that are blank where there may be speech",
     "sensor": "",
+}
+_FORWARDED: dict[Kind, str] = {
+    "event": "events",
+    "gap": "gaps",
+    "alert": "alerts",
+    "coverage": "coverage",
+    "health": "levels and health of streams each minute",
 }
 NOT_COVERED = (
     "Root, and anyone who may change the configuration or the program, can do everything.",
@@ -71,7 +79,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PrivacySheet:
     """Everything that the sheet says.
 
     Attributes:
@@ -100,9 +108,9 @@ class Sheet:
         return asdict(self)
 
 
-def sheet(settings: Settings) -> Sheet:
+def sheet(settings: Settings) -> PrivacySheet:
     """Return the sheet of a configuration."""
-    return Sheet(
+    return PrivacySheet(
         privacy=settings.privacy,
         meaning=MODES[settings.privacy],
         sources=[f"{stream.name}: {stream.source.describe()}" for stream in settings.streams],
@@ -160,20 +168,23 @@ def _sockets(settings: Settings) -> Iterator[Row]:
     assert not GROUP_RIGHTS.may("audio")
     live = "not kept there"
     readers = "nobody" if settings.privacy == "sensor" else own + keyed.format("audio")
-    for one in (of_worker(settings, name) for name in worker_names(settings)):
+    for part in (of_worker(settings, name) for name in worker_names(settings)):
         yield Row(
-            "feed", paths.feed_endpoint(one),
+            "feed", paths.feed_endpoint(part),
             "events, gaps, levels once a second, and a score of each class for each hop or frame: "
             "the finest detail published", live, 0, group + keyed.format("feed or scores"),
         )  # fmt: skip
         yield Row(
-            "queries", paths.query_endpoint(one), "what was published, and how streams are",
+            "queries", paths.query_endpoint(part), "what was published, and how streams are",
             live, 0, group + keyed.format("feed"),
         )  # fmt: skip
-        yield Row("queries for audio", paths.query_endpoint(one), audio, live, 0, readers)
+        yield Row("queries for audio", paths.query_endpoint(part), audio, live, 0, readers)
     if settings.recorder is not None:
         what = "how many clips there are, and what cannot be written"
         yield Row("recorder", paths.recorder_endpoint(settings), what, live, 0, group)
+    if settings.forward:
+        what = "how many messages were sent to which broker, and what keeps them"
+        yield Row("forward", paths.forward_endpoint(settings), what, live, 0, group)
     if settings.alerts.rules:
         yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
         admins = own + keyed.format("admin")
@@ -213,7 +224,7 @@ def _users(settings: Settings) -> Iterator[str]:
         yield str(error)
         return
     for user in users.values():
-        yield f"{user.name}: {', '.join(f'{one} ({SCOPES[one]})' for one in user.scopes)}"
+        yield f"{user.name}: {', '.join(f'{scope} ({SCOPES[scope]})' for scope in user.scopes)}"
     if settings.privacy == "sensor" and any("listen" in user.scopes for user in users.values()):
         yield "with privacy: sensor the right listen grants nothing"
 
@@ -229,6 +240,9 @@ def _outgoing(settings: Settings) -> Iterator[str]:
             yield f"alerts of the action {name}: to {action.receiver}"
     if settings.alerts.heartbeat is not None:
         yield f"a sign of life by the action {settings.alerts.heartbeat.action}"
+    for output in settings.forward:
+        what = ", ".join(_FORWARDED[kind] for kind in output.kinds)
+        yield f"{what} and how this box is, by the output {output.name}: to {output.receiver}"
     if settings.web.listen is not None and settings.web.behind_proxy is not None:
         yield f"the page, through a proxy that shows its secret: {settings.web.origin}"
     elif settings.web.listen is not None and not settings.web.is_on_loopback:
@@ -254,7 +268,7 @@ def _keys(settings: Settings) -> Iterator[str]:
         yield "the allow-list is on the box of the worker"
         return
     try:
-        clients: list[Client] = read_allow_list(Path(curve.allow_list))
+        clients: list[AllowedClient] = read_allow_list(Path(curve.allow_list))
     except StartupError as error:
         yield str(error)
         return

@@ -1,4 +1,4 @@
-"""Which samples of a stream may hold speech: a mask that decides before audio is handed out.
+"""The speech mask: which samples may hold speech, decided before audio is handed out.
 
 A 10 ms frame is withheld, with a second on either side, if the model scores it as speech, or if it
 sounds like a voice and the model does not rule speech out. So are frames that were not judged: not
@@ -66,7 +66,7 @@ class SpeechMask:
         self._scores.fill(np.nan)
 
     def interrupt(self, sample: int) -> None:
-        """Take it that the scores that follow hear nothing before a sample: a gap was there."""
+        """Note a gap: the scores that follow do not cover anything before this sample."""
         self._settled = max(self._settled, -(-sample // FRAME_SHIFT))
 
     def add_scores(self, end_sample: int, scores: npt.NDArray[np.float32]) -> None:

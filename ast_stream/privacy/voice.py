@@ -1,4 +1,4 @@
-"""Where in sound somebody may talk, by its pitch: a simple voice detector, to protect speech.
+"""A simple voice detector by pitch, to protect speech.
 
 Voiced speech repeats itself 70 to 400 times a second, in a band that most alarms, machines and
 animals leave to it. What is voiced for a moment and what is around it counts as talk. Better too
@@ -32,7 +32,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def talk_frames(pcm: Pcm16) -> Flags:
-    """Return for each 10 ms whether somebody may talk, shape (n_samples // 160,).
+    """Return for each 10 ms whether there may be speech, shape (n_samples // 160,).
 
     Each is judged by what is within `CONTEXT` of it alone, so that the same moment is judged alike
     in any excerpt that has so much around it.

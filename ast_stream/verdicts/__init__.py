@@ -1,1 +1,1 @@
-"""What people said of events: reviewed clips as training material, and verifiers fitted to them."""
+"""Verdicts on events: reviewed clips as training data, and verifiers fitted to them."""

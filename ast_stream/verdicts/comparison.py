@@ -1,4 +1,4 @@
-"""Verifiers compared with what is in force, on days that they were not fitted to.
+"""Verifiers compared with the one in force, on days that they were not fitted to.
 
 Each day with verdicts is left out in turn: a verifier that is fitted to all other days, threshold
 and all, judges its events. So nothing of a day, no dog and no cough that was heard twice on it, is
@@ -20,13 +20,13 @@ from ast_stream.verdicts.fitting import (
     fit_verifier,
     problem_with,
 )
-from ast_stream.verdicts.hearing import HeardEvent
+from ast_stream.verdicts.rescoring import RescoredEvent
 
 Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VerifierOutcome:
     """What becomes of reviewed events.
 
     Attributes:
@@ -40,7 +40,7 @@ class Outcome:
     lost: int
 
     @classmethod
-    def of(cls, is_right: Flags, is_withheld: Flags) -> Outcome:
+    def of(cls, is_right: Flags, is_withheld: Flags) -> VerifierOutcome:
         """Return the outcome of events, both of shape (n,)."""
         return cls(
             int((~is_right).sum()),
@@ -49,9 +49,9 @@ class Outcome:
             int((is_right & is_withheld).sum()),
         )
 
-    def __add__(self, other: Outcome) -> Outcome:
+    def __add__(self, other: VerifierOutcome) -> VerifierOutcome:
         """Return both together."""
-        return Outcome(
+        return VerifierOutcome(
             self.n_wrong + other.n_wrong,
             self.turned_off + other.turned_off,
             self.n_right + other.n_right,
@@ -75,9 +75,9 @@ class ClassResult:
     n_wrong: int
     problem: str | None = None
     fitted: FittedVerifier | None = None
-    held_out: Outcome | None = None
+    held_out: VerifierOutcome | None = None
     n_days: int = 0
-    in_force: Outcome | None = None
+    in_force: VerifierOutcome | None = None
 
     @property
     def description(self) -> ClassVerifier:
@@ -95,26 +95,26 @@ class ClassResult:
 
 
 def fit_class(
-    label: str, heard: Sequence[HeardEvent], max_lost: float, in_force: VerifiersFile | None
+    label: str, rescored: Sequence[RescoredEvent], max_lost: float, in_force: VerifiersFile | None
 ) -> ClassResult:
     """Fit the verifier of a class and judge the reviewed events of each day without that day.
 
     Args:
-        heard: events of the class that are right or wrong.
+        rescored: events of the class that are right or wrong.
         max_lost: see `fit_verifier`.
         in_force: what the configuration names now; None: nothing.
     """
-    examples, days = examples_of(heard)
+    examples, days = examples_of(rescored)
     problem = problem_with(label, examples.n_right, examples.n_wrong)
     if problem is not None:
         return ClassResult(label, examples.n_right, examples.n_wrong, problem)
-    held_out, n_days, is_judged = Outcome(0, 0, 0, 0), 0, np.zeros(len(days), np.bool_)
+    held_out, n_days, is_judged = VerifierOutcome(0, 0, 0, 0), 0, np.zeros(len(days), np.bool_)
     for day in np.unique(days):
         others, own = examples.only(days != day), examples.only(days == day)
         if problem_with(label, others.n_right, others.n_wrong) is None:
             verifier = fit_verifier(label, others, max_lost)
             is_withheld = verifier.scores(own.vectors) < verifier.threshold
-            held_out += Outcome.of(own.is_right, is_withheld)
+            held_out += VerifierOutcome.of(own.is_right, is_withheld)
             n_days += 1
             is_judged |= days == day
     return ClassResult(
@@ -128,26 +128,26 @@ def fit_class(
     )
 
 
-def examples_of(heard: Sequence[HeardEvent]) -> tuple[Examples, npt.NDArray[np.int64]]:
+def examples_of(rescored: Sequence[RescoredEvent]) -> tuple[Examples, npt.NDArray[np.int64]]:
     """Return examples whose groups are hours, and the number of each one's day."""
-    days = sorted({one.reviewed.day for one in heard})
+    days = sorted({event.reviewed.day for event in rescored})
     hour_ns = 3_600_000_000_000
-    width = len(heard[0].vector) if heard else 0
+    width = len(rescored[0].vector) if rescored else 0
     examples = Examples(
-        np.array([one.vector for one in heard], np.float32).reshape(len(heard), width),
-        np.array([bool(one.reviewed.is_right) for one in heard], np.bool_),
-        np.array([one.reviewed.event.onset_ns // hour_ns for one in heard], np.int64),
+        np.array([event.vector for event in rescored], np.float32).reshape(len(rescored), width),
+        np.array([bool(event.reviewed.is_right) for event in rescored], np.bool_),
+        np.array([event.reviewed.event.onset_ns // hour_ns for event in rescored], np.int64),
     )
-    return examples, np.array([days.index(one.reviewed.day) for one in heard], np.int64)
+    return examples, np.array([days.index(event.reviewed.day) for event in rescored], np.int64)
 
 
-def _in_force(label: str, examples: Examples, file: VerifiersFile | None) -> Outcome | None:
+def _in_force(label: str, examples: Examples, file: VerifiersFile | None) -> VerifierOutcome | None:
     if file is None:
         return None
-    known = {one.label: number for number, one in enumerate(file.description.classes)}
+    known = {verifier.label: number for number, verifier in enumerate(file.description.classes)}
     if label not in known:
         return None
     number = known[label]
     threshold = file.description.classes[number].threshold
     scores = np.array([file.score(number, vector) for vector in examples.vectors])
-    return Outcome.of(examples.is_right, scores < threshold)
+    return VerifierOutcome.of(examples.is_right, scores < threshold)

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from ast_stream.audio.encoder import encode_pcm
 from ast_stream.audio.recording import RecordingError, read_mono
 from ast_stream.dataset.tables import LABEL_SEPARATOR, NO_CLASS
 from ast_stream.history.database import History
 from ast_stream.history.records import EventQuery, EventRecord
 from ast_stream.messages.audio import Pcm16
 from ast_stream.runtime.files import make_folder, replace_file
-from ast_stream.units import SAMPLE_RATE, format_time, seconds_to_ns, seconds_to_samples
-from ast_stream.verdicts.reviewed import Reviewed
+from ast_stream.units import format_time, seconds_to_ns, seconds_to_samples
+from ast_stream.verdicts.reviewed_events import ReviewedEvent
 
 TABLE = "clips.csv"
 SOUNDS = "clips"
@@ -51,23 +51,23 @@ class Exported:
     unreadable: list[str]
 
 
-def export(reviewed: Sequence[Reviewed], history: History, clips: Path, out: Path) -> Exported:
+def export(reviewed: Sequence[ReviewedEvent], history: History, clips: Path, out: Path) -> Exported:
     """Write the sounds of reviewed events and their table to a folder.
 
     Args:
         clips: the folder of the clips.
     """
     make_folder(out / SOUNDS)
-    groups = groups_of([one.event for one in reviewed])
+    groups = groups_of([reviewed_event.event for reviewed_event in reviewed])
     rows, counts = [], {"right": 0, "other": 0, "wrong": 0}
     without_clip = ambiguous = 0
     unreadable: list[str] = []
-    right = {one.event.id for one in reviewed if one.is_right}
-    for one in reviewed:
-        verdict, event = one.verdict, one.event
+    right = {reviewed_event.event.id for reviewed_event in reviewed if reviewed_event.is_right}
+    for reviewed_event in reviewed:
+        verdict, event = reviewed_event.verdict, reviewed_event.event
         if verdict.verdict == "unsure":
             continue
-        if one.clip is None:
+        if reviewed_event.clip is None:
             without_clip += 1
             continue
         others = list(_beside(history, event))
@@ -78,9 +78,9 @@ def export(reviewed: Sequence[Reviewed], history: History, clips: Path, out: Pat
         if verdict.verdict != "wrong":
             labels.add(verdict.label or event.label)
         try:
-            pcm = cut_of(one, clips)
+            pcm = cut_of(reviewed_event, clips)
         except RecordingError as error:
-            unreadable.append(f"{one.clip.path}: {error.text}")
+            unreadable.append(f"{reviewed_event.clip.path}: {error.text}")
             continue
         file = f"{event.id}.flac"
         replace_file(out / SOUNDS / file, _flac(pcm))
@@ -88,8 +88,8 @@ def export(reviewed: Sequence[Reviewed], history: History, clips: Path, out: Pat
         label = LABEL_SEPARATOR.join(sorted(labels)) or NO_CLASS
         rows.append(
             (
-                file, label, one.day, groups[event.id], event.stream, format_time(event.onset_ns),
-                event.id, event.label, verdict.verdict, verdict.by,
+                file, label, reviewed_event.day, groups[event.id], event.stream,
+                format_time(event.onset_ns), event.id, event.label, verdict.verdict, verdict.by,
             )
         )  # fmt: skip
     replace_file(out / TABLE, _table(rows))
@@ -113,23 +113,23 @@ def groups_of(events: Iterable[EventRecord]) -> dict[str, str]:
     return groups
 
 
-def cut_of(one: Reviewed, clips: Path) -> Pcm16:
+def cut_of(reviewed: ReviewedEvent, clips: Path) -> Pcm16:
     """Return the sound of an event out of its clip, with a margin.
 
     Raises:
         RecordingError: the clip cannot be read, or holds nothing of the event.
     """
-    assert one.clip is not None
-    path = clips / one.clip.path
+    assert reviewed.clip is not None
+    path = clips / reviewed.clip.path
     if not path.is_file():
         raise RecordingError(path, "the clip is not there")
     pcm = np.concatenate([np.zeros(0, np.int16), *read_mono(path)])
     start, stop = 0, len(pcm)
-    if one.event.onset_sample is not None:
+    if reviewed.event.onset_sample is not None:
         margin = seconds_to_samples(MARGIN_S)
-        start = max(0, one.event.onset_sample - margin - one.clip.start_sample)
-        if one.event.offset_sample is not None:
-            stop = min(stop, one.event.offset_sample + margin - one.clip.start_sample)
+        start = max(0, reviewed.event.onset_sample - margin - reviewed.clip.start_sample)
+        if reviewed.event.offset_sample is not None:
+            stop = min(stop, reviewed.event.offset_sample + margin - reviewed.clip.start_sample)
     if start >= stop:
         raise RecordingError(path, "the clip holds nothing of the event")
     return pcm[start:stop]
@@ -152,9 +152,7 @@ def _beside(history: History, event: EventRecord) -> Iterable[EventRecord]:
 
 
 def _flac(pcm: Pcm16) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
+    return encode_pcm(pcm, "FLAC", "PCM_16")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> bytes:

@@ -1,4 +1,4 @@
-"""Fit the verifier of a class to events that people called right or wrong.
+"""Fitting the verifier of a class to events that were judged right or wrong.
 
 Logistic regression with a penalty, both kinds weighing alike however many there are. Verdicts are
 few, so what is claimed of a verifier, and where its threshold lies, comes from events that it was
@@ -105,7 +105,7 @@ def fit_verifier(label: str, examples: Examples, max_lost: float = MAX_LOST) -> 
         raise UsageError(problem)
     parts = _parts(examples)
     tried = [(penalty, _left_out(examples, parts, penalty)) for penalty in PENALTIES]
-    penalty, logits = min(tried, key=lambda one: _loss(one[1], examples))
+    penalty, logits = min(tried, key=lambda trial: _loss(trial[1], examples))
     weights, bias = _fit(examples, penalty)
     right = logits[examples.is_right]
     threshold = _lower_bound(right, max_lost)

@@ -14,13 +14,13 @@ from ast_stream.audio.recording import RecordingError
 from ast_stream.detect.verifiers import LAYER, VerifiersDescription, VerifiersFile
 from ast_stream.errors import UsageError
 from ast_stream.model.tagger import Tagger
-from ast_stream.verdicts.comparison import ClassResult, Outcome, fit_class
-from ast_stream.verdicts.hearing import ClipHearing, HeardEvent
-from ast_stream.verdicts.reviewed import Reviewed
+from ast_stream.verdicts.comparison import ClassResult, VerifierOutcome, fit_class
+from ast_stream.verdicts.rescoring import ClipRescoring, RescoredEvent
+from ast_stream.verdicts.reviewed_events import ReviewedEvent
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class RescoredEvents:
     """Reviewed events by label, and what could not be used.
 
     Attributes:
@@ -29,7 +29,7 @@ class Heard:
         unreadable: what is wrong with clips that cannot be read.
     """
 
-    by_label: dict[str, list[HeardEvent]]
+    by_label: dict[str, list[RescoredEvent]]
     without_clip: int
     not_found: int
     nearby: int
@@ -50,45 +50,51 @@ class Heard:
         return said + self.unreadable
 
 
-def hear_all(
-    reviewed: Sequence[Reviewed], hearing: ClipHearing, on_heard: Callable[[], None]
-) -> Heard:
+def rescore_all(
+    reviewed: Sequence[ReviewedEvent], rescoring: ClipRescoring, on_rescored: Callable[[], None]
+) -> RescoredEvents:
     """Return what verifiers see of all events that are right or wrong.
 
     Args:
-        on_heard: called after each event.
+        on_rescored: called after each event.
     """
-    by_label: dict[str, list[HeardEvent]] = defaultdict(list)
+    by_label: dict[str, list[RescoredEvent]] = defaultdict(list)
     without_clip = not_found = nearby = 0
     unreadable = []
-    for one in reviewed:
-        if one.is_right is None:
+    for reviewed_event in reviewed:
+        if reviewed_event.is_right is None:
             continue
         try:
-            heard = hearing.hear(one)
+            rescored = rescoring.rescore(reviewed_event)
         except RecordingError as error:
-            unreadable.append(error.text if one.clip is None else f"{one.clip.path}: {error.text}")
-            heard = None
+            unreadable.append(
+                error.text
+                if reviewed_event.clip is None
+                else f"{reviewed_event.clip.path}: {error.text}"
+            )
+            rescored = None
         else:
-            without_clip += one.clip is None
-            not_found += one.clip is not None and heard is None
-        if heard is not None:
-            nearby += not heard.is_same
-            by_label[one.event.label].append(heard)
-        on_heard()
-    return Heard(dict(by_label), without_clip, not_found, nearby, unreadable)
+            without_clip += reviewed_event.clip is None
+            not_found += reviewed_event.clip is not None and rescored is None
+        if rescored is not None:
+            nearby += not rescored.is_same
+            by_label[reviewed_event.event.label].append(rescored)
+        on_rescored()
+    return RescoredEvents(dict(by_label), without_clip, not_found, nearby, unreadable)
 
 
 def fit_all(
-    heard: Heard, labels: Sequence[str], max_lost: float, in_force: VerifiersFile | None
+    rescored: RescoredEvents, labels: Sequence[str], max_lost: float, in_force: VerifiersFile | None
 ) -> list[ClassResult]:
     """Return the result of each class, by label; those without enough verdicts say so.
 
     Args:
         labels: only these; none: all with a verdict.
     """
-    chosen = labels or sorted(heard.by_label)
-    return [fit_class(label, heard.by_label.get(label, []), max_lost, in_force) for label in chosen]
+    chosen = labels or sorted(rescored.by_label)
+    return [
+        fit_class(label, rescored.by_label.get(label, []), max_lost, in_force) for label in chosen
+    ]
 
 
 def file_of(
@@ -99,16 +105,16 @@ def file_of(
     Raises:
         UsageError: none could; says why, class by class.
     """
-    fitted = [(one, one.fitted) for one in results if one.fitted is not None]
+    fitted = [(result, result.fitted) for result in results if result.fitted is not None]
     if not fitted:
-        problems = [one.problem for one in results if one.problem is not None]
+        problems = [result.problem for result in results if result.problem is not None]
         text = "; ".join(problems) or "no event with a clip has a verdict"
         raise UsageError(f"review fit: {text}")
     description = VerifiersDescription(
         checkpoint=tagger.hash,
         layer=LAYER,
         width=tagger.dims.hidden_size,
-        classes=[one.description for one, _ in fitted],
+        classes=[result.description for result, _ in fitted],
         provenance=provenance,
     )
     return VerifiersFile(
@@ -121,23 +127,23 @@ def file_of(
 def table_of(results: Sequence[ClassResult]) -> list[list[str]]:
     """Return the comparison as rows of cells, the first of which are the headings."""
     rows = [["class", "right", "wrong", "days", "wrong withheld", "right lost", "in force"]]
-    total, force = Outcome(0, 0, 0, 0), Outcome(0, 0, 0, 0)
-    for one in results:
-        counts = [one.label, str(one.n_right), str(one.n_wrong)]
-        if one.held_out is None:
+    total, force = VerifierOutcome(0, 0, 0, 0), VerifierOutcome(0, 0, 0, 0)
+    for result in results:
+        counts = [result.label, str(result.n_right), str(result.n_wrong)]
+        if result.held_out is None:
             rows.append([*counts, "", "too few verdicts", "", ""])
             continue
-        total += one.held_out
-        force += one.in_force or Outcome(0, 0, 0, 0)
-        rows.append([*counts, str(one.n_days), *_cells(one.held_out), _both(one.in_force)])
+        total += result.held_out
+        force += result.in_force or VerifierOutcome(0, 0, 0, 0)
+        rows.append([*counts, str(result.n_days), *_cells(result.held_out), _both(result.in_force)])
     if len(rows) > 2:
-        has_any = any(one.in_force is not None for one in results)
+        has_any = any(result.in_force is not None for result in results)
         both = _both(force if has_any else None)
         rows.append(["all", "", "", "", *_cells(total), both])
     return rows
 
 
-def _cells(outcome: Outcome) -> list[str]:
+def _cells(outcome: VerifierOutcome) -> list[str]:
     if not outcome.n_wrong + outcome.n_right:
         return ["not shown", "not shown"]
     return [
@@ -146,7 +152,7 @@ def _cells(outcome: Outcome) -> list[str]:
     ]
 
 
-def _both(outcome: Outcome | None) -> str:
+def _both(outcome: VerifierOutcome | None) -> str:
     if outcome is None:
         return "none"
     off, lost = _cells(outcome)

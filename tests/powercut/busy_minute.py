@@ -10,8 +10,6 @@ a line of JSON each, see `Box`.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
 
 from reactive_model import save_reactive, tones_and_noise
+from recording import Mark, marker
 from worker_harness import MACHINE_STARTED_NS, Site
 
 from ast_stream.alerts.actions.base import Delivered
@@ -60,17 +59,6 @@ groups:
 DATABASE_NAME = "alerts.sqlite"
 ACTIONS = {"say": ActionSection(rate_limit=RateLimit(max=10_000))}
 
-Mark = Callable[[dict[str, Any]], None]
-
-
-def marker() -> Mark:
-    """Return what writes marks into the record; nothing where nobody records."""
-    try:
-        write = ctypes.CDLL(None).disk_mark
-    except AttributeError:
-        return lambda what: None
-    return lambda what: write(json.dumps(what, separators=(",", ":")).encode())
-
 
 class QueuedFeed:
     """A feed of the messages that are put into it."""
@@ -87,6 +75,9 @@ class QueuedFeed:
         if message.is_durable:
             self.position = message.position
         return message
+
+    def remove_topic(self, topic: str) -> None:
+        """Nothing was added."""
 
     def add_topic(self, topic: str) -> None:
         raise AssertionError("no rule goes by levels")

@@ -2,7 +2,8 @@
 
 What was synced is there. Of what was written since then any part may be: each block of 512 or 4096
 bytes by itself, as zeros where only the new size got through, in any order and across files. A name
-is there once its folder was synced, whatever was synced of its file; a rename happened or did not.
+is there once its folder was synced, whatever was synced of its file; a rename happened or did not,
+and one to another folder may leave both names, never none.
 """
 
 from __future__ import annotations
@@ -42,12 +43,22 @@ class _Node:
         self.writes, self.changes = [], []
 
 
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A file that got a name in another folder: it has one of the two."""
+
+    node: _Node
+    old: str
+    target: _Node
+
+
 class Disk:
     """A disk that operations are applied to, one by one."""
 
     def __init__(self) -> None:
         self._root = _Node(is_folder=True)
         self._by_inode: dict[int, _Node] = {}
+        self._moves: list[_Move] = []  # to other folders that were not synced since
 
     def apply(self, operation: Operation) -> None:
         """Do what the program did."""
@@ -64,19 +75,32 @@ class Disk:
                 self._by_inode[operation.inode].writes.append((operation.offset, None))
             case "R":
                 old, new = paths
-                folder = self._folder(old)
-                assert folder is self._folder(new), "a rename to another folder is not modelled"
-                folder.change({old.name: None, new.name: folder.present[old.name]})
+                folder, target = self._folder(old), self._folder(new)
+                node = folder.present[old.name]
+                if folder is target:
+                    folder.change({old.name: None, new.name: node})
+                else:
+                    self._moves.append(_Move(node, str(old), target))
+                    target.change({new.name: node})
+                    folder.change({old.name: None})
             case "U":
-                self._folder(paths[0]).change({paths[0].name: None})
+                folder = self._folder(paths[0])
+                gone = folder.present.get(paths[0].name)  # of sockets only the end is recorded
+                self._moves = [move for move in self._moves if move.node is not gone]
+                folder.change({paths[0].name: None})
             case "S":
-                self._by_inode[operation.inode].sync()
+                node = self._by_inode[operation.inode]
+                node.sync()
+                self._moves = [move for move in self._moves if move.target is not node]
 
     def after_cut(self, loss: Loss, seed: int) -> dict[str, bytes | None]:
         """Return the content of each file, and None for each folder, by path."""
         found: dict[str, bytes | None] = {}
-        choices = random.Random(seed)
-        self._collect(self._root, "", loss, choices, found)
+        choices, placed = random.Random(seed), set[int]()
+        self._collect(self._root, "", loss, choices, found, placed)
+        for move in self._moves:
+            if id(move.node) not in placed:
+                found[move.old] = _content(move.node, loss, choices)
         return found
 
     def _collect(
@@ -86,6 +110,7 @@ class Disk:
         loss: Loss,
         choices: random.Random,
         found: dict[str, bytes | None],
+        placed: set[int],
     ) -> None:
         names = dict(folder.names)
         for change in _some(folder.changes, loss, choices):
@@ -93,8 +118,9 @@ class Disk:
         for name, node in sorted(names.items()):
             if node.is_folder:
                 found[prefix + name] = None
-                self._collect(node, f"{prefix}{name}/", loss, choices, found)
+                self._collect(node, f"{prefix}{name}/", loss, choices, found, placed)
             else:
+                placed.add(id(node))
                 found[prefix + name] = _content(node, loss, choices)
 
     def _folder(self, path: PurePosixPath) -> _Node:

@@ -15,7 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from busy_minute import Box, marker, reactive_tagger
+from busy_minute import Box, reactive_tagger
+from recording import marker
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "SHORT": 0}
 BURSTS = (1, 3, 1_000_000)

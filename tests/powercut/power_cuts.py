@@ -1,6 +1,7 @@
 """Cut the power after each operation of a busy minute, and say what was lost.
 
     python tests/powercut/power_cuts.py --seconds 60 --states 3
+    python tests/powercut/power_cuts.py --recorder
 
 For each operation that the box does to its files the disk is left in several states that POSIX
 permits, and the box is started on each: with all that is not synced lost, with nothing lost, and
@@ -17,19 +18,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
 
 import promises
+import recorder_promises
 import recording
 from disk_states import Disk, Loss, put
 from recording import Operation
 
 RESTARTED_NS = 1_700_000_600_000_000_000  # ten minutes after the busy one began
+
+
+class Told(Protocol):
+    """What was told to anyone until a moment."""
+
+    def note(self, mark: dict[str, Any]) -> None:
+        """Add a mark."""
 
 
 @dataclass
@@ -47,14 +57,21 @@ class Outcome:
 
 
 def record(durability: str, seconds: float) -> list[Operation]:
-    """Return what a busy minute does to its files."""
+    """Return what a busy minute of a worker and its alerts does to their files."""
+    return _record("busy_minute.py", durability, str(seconds))
+
+
+def record_recorder(seconds: float) -> list[Operation]:
+    """Return what a minute of a recorder does to its files."""
+    return _record("recorded_minute.py", str(seconds))
+
+
+def _record(script: str, *arguments: str) -> list[Operation]:
     with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as folder:
         root = Path(folder) / "box"
         root.mkdir()
-        script = str(recording.HERE / "busy_minute.py")
-        return recording.read(
-            recording.under_shim(Path(folder), root, script, durability, str(seconds))
-        )
+        program = str(recording.HERE / script)
+        return recording.read(recording.under_shim(Path(folder), root, program, *arguments))
 
 
 def cut_everywhere(
@@ -71,7 +88,43 @@ def cut_everywhere(
         states: for each operation; the first two lose everything and nothing, others some.
         share: of the operations that are looked at.
     """
-    outcome, disk, told = Outcome(), Disk(), promises.Told()
+    told = promises.Told()
+
+    def check(folder: Path) -> list[str]:
+        return promises.broken(folder, told, RESTARTED_NS, syncs_first=syncs_first)
+
+    return cut_power(operations, told, check, states=states, share=share, seed=seed)
+
+
+def cut_recorder(
+    operations: list[Operation], *, states: int, share: float = 1.0, seed: int = 0
+) -> Outcome:
+    """Cut the power of a recorder, see `cut_everywhere`."""
+    known = recorder_promises.Known()
+
+    def check(folder: Path) -> list[str]:
+        return recorder_promises.broken(folder, known)
+
+    return cut_power(operations, known, check, states=states, share=share, seed=seed)
+
+
+def cut_power(
+    operations: list[Operation],
+    told: Told,
+    check: Callable[[Path], list[str]],
+    *,
+    states: int,
+    share: float = 1.0,
+    seed: int = 0,
+) -> Outcome:
+    """Cut the power after operations.
+
+    Args:
+        told: takes the marks, up to each operation.
+        check: returns what is wrong with a folder as the power cut has left it.
+        states, share: see `cut_everywhere`.
+    """
+    outcome, disk = Outcome(), Disk()
     choices = random.Random(seed)
     for number, operation in enumerate(operations):
         if operation.kind == "M":
@@ -86,38 +139,33 @@ def cut_everywhere(
             loss: Loss = ("everything", "nothing", "some")[min(state, 2)]
             outcome.n_states += 1
             files = disk.after_cut(loss, seed + 1000 * number + state)
-            for text in _check(files, told, syncs_first=syncs_first):
+            for text in _check(files, check):
                 outcome.broken.append(f"operation {number}, {loss} lost ({state}): {text}")
     return outcome
 
 
-def _check(files: dict[str, bytes | None], told: promises.Told, *, syncs_first: bool) -> list[str]:
+def _check(files: dict[str, bytes | None], check: Callable[[Path], list[str]]) -> list[str]:
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="pc-", dir=memory if memory.is_dir() else None)
     try:
         put(files, Path(folder))
-        return promises.broken(Path(folder), told, RESTARTED_NS, syncs_first=syncs_first)
+        return check(Path(folder))
     except Exception as error:  # one boundary: nothing on a disk may keep a box from starting
         return [f"does not start: {type(error).__name__}: {error}"]
     finally:
         shutil.rmtree(folder)
 
 
-def section_of(outcome: Outcome, n_syncs: int, command: str, durability: str) -> dict[str, Any]:
+def section_of(
+    outcome: Outcome, n_syncs: int, command: str, title: str, text: str
+) -> dict[str, Any]:
     """Return what came of it as a section of RELIABILITY.md (see scripts/make_reliability.py)."""
     return {
         "order": 15,
-        "title": f"Power cuts, durability: {durability.replace('_', ' ')}",
+        "title": f"Power cuts, {title}",
         "command": command,
         "measured": datetime.now(UTC).date().isoformat(),
-        "text": [
-            "Every write, sync, rename and removal of a busy minute is recorded below the real "
-            "worker, alert engine, outbox and SQLite. After an operation the disk is left as "
-            "POSIX permits: all that is not synced lost, nothing lost, or some of it, in blocks, "
-            "torn and out of order. The box is started on each: what was acknowledged must be "
-            "there, nothing twice with another id, every begin must get its end, and the ledger "
-            "must not claim what was not heard."
-        ],
+        "text": [text],
         "tables": [
             {
                 "columns": ["all in all", ""],
@@ -134,6 +182,23 @@ def section_of(outcome: Outcome, n_syncs: int, command: str, durability: str) ->
     }
 
 
+_OF_WORKER = (
+    "Every write, sync, rename and removal of a busy minute is recorded below the real "
+    "worker, alert engine, outbox and SQLite. After an operation the disk is left as "
+    "POSIX permits: all that is not synced lost, nothing lost, or some of it, in blocks, "
+    "torn and out of order. The box is started on each: what was acknowledged must be "
+    "there, nothing twice with another id, every begin must get its end, and the ledger "
+    "must not claim what was not heard."
+)
+_OF_RECORDER = (
+    "The same of a minute of the real recorder, with its history, clips, score log and a person "
+    "who judges events. It is started on each disk, beside a worker that has no more sound: the "
+    "history must open as it is and know every event, end and gap that was published, verdicts "
+    "that were confirmed must be there, each clip that was shown must be there sample by sample, "
+    "files and index must agree, and each event must have its clip or the reason why not."
+)
+
+
 def main() -> int:
     """Run from the command line; exit code 0 only if no promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -143,22 +208,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--durability", choices=("each_event", "1_s"), default="each_event")
     parser.add_argument("--out", type=Path, help="write the section of RELIABILITY.md here")
+    parser.add_argument("--recorder", action="store_true", help="cut that of a recorder")
     args = parser.parse_args()
-    operations = record(args.durability, args.seconds)
     began_s = time.monotonic()
-    outcome = cut_everywhere(
-        operations,
-        syncs_first=args.durability == "each_event",
-        states=args.states,
-        share=args.share,
-        seed=args.seed,
-    )
-    for text in outcome.broken[:50]:
-        print(text)
+    options = {"states": args.states, "share": args.share, "seed": args.seed}
+    if args.recorder:
+        operations = record_recorder(args.seconds)
+        title, text = "recorder", _OF_RECORDER
+        outcome = cut_recorder(operations, **options)
+    else:
+        operations = record(args.durability, args.seconds)
+        title, text = f"durability: {args.durability.replace('_', ' ')}", _OF_WORKER
+        syncs_first = args.durability == "each_event"
+        outcome = cut_everywhere(operations, syncs_first=syncs_first, **options)
+    for promise in outcome.broken[:50]:
+        print(promise)
     kinds = Counter(operation.kind for operation in operations)
     if args.out is not None:
         command = ["python tests/powercut/power_cuts.py", *sys.argv[1:]]
-        section = section_of(outcome, kinds["S"], " ".join(command), args.durability)
+        section = section_of(outcome, kinds["S"], " ".join(command), title, text)
         args.out.write_text(json.dumps(section, indent=1, ensure_ascii=False) + "\n")
     print(
         f"{outcome.n_operations} operations ({kinds['S']} syncs), {outcome.n_states} states, "

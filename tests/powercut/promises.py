@@ -16,7 +16,7 @@ from ast_stream.coverage.spans import Span, merged
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
+from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher, SyncedFirst
 from ast_stream.transport.requester import Requester
 from ast_stream.worker.journal import JournalFile
 
@@ -86,7 +86,8 @@ def broken(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list[
     Args:
         folder: as the power cut left it; changed by this.
         now_ns: when the box starts again.
-        syncs_first: each event was promised, and not those before the last acknowledgement.
+        syncs_first: each event was promised, and not begins alone and what was before the last
+            acknowledgement.
     """
     found = []
     found += _ledger(folder, told)
@@ -115,7 +116,14 @@ def _event_log(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> l
         found.append(f"event log: {len(missing)} promised messages are lost, last {missing[-1]}")
     if syncs_first:
         found += _holes(messages, {position for position, _ in told.sent})
-    feed = FeedPublisher(Silence(), log, NEW_BOOT, lambda: _moment(now_ns), syncs_first=syncs_first)
+    begun = {body["id"] for _, body in told.sent if body.get("type") == "begin"}
+    unknown = begun - {message.body["id"] for message in _events(messages, "begin")}
+    if unknown and not _is_full(folder):
+        found.append(f"event log: {len(unknown)} events have begun for subscribers alone")
+    synced_first: SyncedFirst = "each event" if syncs_first else "begins"
+    feed = FeedPublisher(
+        Silence(), log, NEW_BOOT, lambda: _moment(now_ns), synced_first=synced_first
+    )
     publisher = DeduplicatingPublisher(feed, log, "model", lambda: _moment(now_ns))
     for stream in publisher.orphaned_streams:
         publisher.end_orphans(stream)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from audit_lines import lines
+from damage import forbid_below
 
 from ast_stream.errors import WireError
 from ast_stream.privacy.audit import Access, AuditLog
@@ -100,6 +101,15 @@ def test_audio_whose_access_cannot_be_recorded_is_not_handed_out(tmp_path: Path)
     assert log.outage.text is not None
     with pytest.raises(WireError, match="cannot be recorded"):
         log.record(access())
+
+
+def test_a_folder_that_may_not_be_looked_at_hands_out_no_audio_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_below(tmp_path / "audit", monkeypatch)
+    log = AuditLog(tmp_path / "audit" / "capture.porch", max_bytes=MAX_BYTES)
+    assert log.outage.text
+    assert "capture.porch cannot be opened: Permission denied" in caplog.text
 
 
 def test_the_log_is_bounded_and_goes_on_after_a_restart(tmp_path: Path) -> None:

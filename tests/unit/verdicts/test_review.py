@@ -14,7 +14,7 @@ from reviewed_box import EVERY_S, day, judge_all, make_box
 
 from ast_stream.cli.app import run_command_line
 from ast_stream.cli.calibrate import AudioOptions
-from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.annotations import LabelledClip
 from ast_stream.dataset.clips import load_recordings, read_data
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.verifiers import VerifiersFile
@@ -27,8 +27,8 @@ from ast_stream.soundscape.mixing import mix_soundscape
 from ast_stream.training.config import TrainingConfig
 from ast_stream.training.data import prepare_data
 from ast_stream.units import SAMPLE_RATE
-from ast_stream.verdicts.hearing import ClipHearing
-from ast_stream.verdicts.reviewed import history_path, reviewed_events
+from ast_stream.verdicts.rescoring import ClipRescoring
+from ast_stream.verdicts.reviewed_events import history_path, reviewed_events
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def test_clips_give_the_very_events_that_were_heard_live(
 
     config, truth = box
     settings = load_settings(config)
-    hearing = ClipHearing(
+    rescoring = ClipRescoring(
         load_model(settings.model), settings.model, settings.detection,
         Path(settings.state_dir) / "clips",
     )  # fmt: skip
     with History.open_read_only(history_path(settings)) as history:
         reviewed = reviewed_events(history)
     assert {one.event.id for one in reviewed} == set(truth)
-    heard = [hearing.hear(one) for one in reviewed]
+    heard = [rescoring.rescore(one) for one in reviewed]
     assert all(one is not None and one.is_same for one in heard)
 
 
@@ -168,7 +168,7 @@ def test_training_keeps_the_sounds_of_one_time_on_one_side(
         None,
     )
 
-    def days(clips: list[Clip]) -> set[str]:
+    def days(clips: list[LabelledClip]) -> set[str]:
         return {clip.row["fold"] for clip in clips if clip.row}
 
     trained = days([*data.clips, *data.unlabelled_clips])

@@ -1,4 +1,4 @@
-"""Events that people have judged, with the sound that was kept of them."""
+"""Reviewed events, with their clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ast_stream.units import NS_PER_SECOND
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedEvent:
     """An event, what was said of it last, and the beginning of its sound.
 
     Attributes:
@@ -39,7 +39,7 @@ class Reviewed:
         return datetime.fromtimestamp(self.event.onset_ns / NS_PER_SECOND, UTC).date().isoformat()
 
 
-def reviewed_events(history: History) -> list[Reviewed]:
+def reviewed_events(history: History) -> list[ReviewedEvent]:
     """Return all events with a verdict that are still known, oldest first."""
     newest = {verdict.event_id: verdict for verdict in history.verdicts()}
     found = []
@@ -47,8 +47,8 @@ def reviewed_events(history: History) -> list[Reviewed]:
         event = history.event(event_id)
         if event is not None:
             clips = history.clips(event_id)
-            found.append(Reviewed(event, verdict, clips[0] if clips else None))
-    return sorted(found, key=lambda one: one.event.key)
+            found.append(ReviewedEvent(event, verdict, clips[0] if clips else None))
+    return sorted(found, key=lambda reviewed: reviewed.event.key)
 
 
 def history_path(settings: Settings) -> Path:

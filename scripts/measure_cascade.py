@@ -35,10 +35,10 @@ from ast_stream.evaluation.matching import Detection, detections, match_soundsca
 from ast_stream.evaluation.scoring import (
     SEED_BASE,
     SEEDS_APART,
+    EvaluatedModel,
     MeasureSettings,
     NegativeRecording,
     ScoredSoundscape,
-    Subject,
     mixed_soundscapes,
     mixed_spec,
     score_blocks,
@@ -212,7 +212,7 @@ class Measurement:
     """Hears streams in every way and adds up."""
 
     def __init__(
-        self, subject: Subject, small: Tagger, ways: Sequence[str], hop_s: float | None
+        self, subject: EvaluatedModel, small: Tagger, ways: Sequence[str], hop_s: float | None
     ) -> None:
         self.large, self.small, self._hop_s = subject.tagger, small, hop_s
         decides_by = "window_scores" if self.large.frames is None else "frame_logits"
@@ -247,7 +247,7 @@ class Measurement:
     def hear_recording(self, recording: NegativeRecording) -> None:
         """Hear a recording without events, but perhaps of one class."""
 
-        def score(subject: Subject) -> ScoredSoundscape:
+        def score(subject: EvaluatedModel) -> ScoredSoundscape:
             scored = score_blocks(subject.detector(self._hop_s), read_mono(recording.path), [])
             return replace(scored, expected_label=recording.expected_label)
 
@@ -257,7 +257,7 @@ class Measurement:
         """Hear a stream of known sounds."""
         self.hear("sounds", lambda one: score_soundscape(one.detector(self._hop_s), soundscape))
 
-    def hear(self, kind: str, score: Callable[[Subject], ScoredSoundscape]) -> None:
+    def hear(self, kind: str, score: Callable[[EvaluatedModel], ScoredSoundscape]) -> None:
         """Hear a stream in every way, and add up what comes of it."""
         tallies = self.tallies.setdefault(kind, {})
         scored = {name: score(subject) for name, subject in self.subjects.items()}
@@ -327,7 +327,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _store(path: Path | None, figures: dict[str, Any]) -> None:
     """Write the figures so far: a run of hours may be stopped."""
     if path is not None:
-        path.write_text(json.dumps(figures) + "\n")
+        path.write_text(json.dumps(_with(figures, math.inf, None), allow_nan=False) + "\n")
+
+
+def _with(value: Any, old: float | None, new: float | None) -> Any:
+    """Return figures in which the delays `old` are `new`: JSON has no infinity, null is never."""
+    if isinstance(value, dict):
+        return {
+            key: [new if one == old else one for one in inner]
+            if key == "delays"
+            else _with(inner, old, new)
+            for key, inner in value.items()
+        }
+    return value
 
 
 def _facts(tagger: Tagger) -> dict[str, Any]:
@@ -467,7 +479,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     if options.stored:
-        figures = together([json.loads(path.read_text()) for path in options.stored])
+        figures = together(
+            [_with(json.loads(path.read_text()), None, math.inf) for path in options.stored]
+        )
     elif options.clips is None or options.small is None:
         parser.error("expected CLIPS and --small, or --stored")
     else:

@@ -34,15 +34,15 @@ from ast_stream.calibration.folds import single
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.decision import Opinion
 from ast_stream.detect.detector import Detector, hops_of_recording
-from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.second_opinion import Embedding
 from ast_stream.detect.verifiers import event_vector
 from ast_stream.evaluation.intervals import bootstrap_ratio
 from ast_stream.evaluation.matching import Detection, detections, match
 from ast_stream.evaluation.scoring import (
     SEED_BASE,
     SEEDS_APART,
+    EvaluatedModel,
     MeasureSettings,
-    Subject,
     mixed_soundscapes,
     mixed_spec,
     score_soundscape,
@@ -163,7 +163,7 @@ def hear(options: argparse.Namespace) -> Heard:
 
 
 def streams(
-    subject: Subject, half: str, chosen: Sequence[int], options: argparse.Namespace
+    subject: EvaluatedModel, half: str, chosen: Sequence[int], options: argparse.Namespace
 ) -> Iterator[tuple[int, int, Soundscape]]:
     """Yield the streams of one half of the recordings, repeat after repeat."""
     low, high = options.snr

@@ -20,7 +20,7 @@ from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn
+from ast_stream.benchmarks.report import Spread, TableColumn, seconds_in_turn
 from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time
 
@@ -38,12 +38,12 @@ KINDS = (
 )
 
 COLUMNS = (
-    Column("rules", "{rules}"),
-    Column("messages a second", "{per_s:.0f}"),
-    Column("from", "{low_per_s:.0f}"),
-    Column("to", "{high_per_s:.0f}"),
-    Column("transitions", "{transitions}"),
-    Column("state KiB", "{state_kib:.0f}"),
+    TableColumn("rules", "{rules}"),
+    TableColumn("messages a second", "{per_s:.0f}"),
+    TableColumn("from", "{low_per_s:.0f}"),
+    TableColumn("to", "{high_per_s:.0f}"),
+    TableColumn("transitions", "{transitions}"),
+    TableColumn("state KiB", "{state_kib:.0f}"),
 )
 
 
@@ -66,7 +66,7 @@ class AlertsTiming:
 
 
 class _Rules:
-    """A set of rules that hears one second of stream time after the other."""
+    """A set of rules, run on one second of stream time after the other."""
 
     def __init__(self, n_rules: int) -> None:
         self._engine = Engine(make_rules(n_rules), now_ns=START, timing=TIMING)
@@ -101,7 +101,7 @@ def time_alerts(
     )
     timings = []
     for n_rules, rules, of_rules in zip(rule_counts, all_rules, seconds, strict=True):
-        per_s = Spread.of([RATE / one for one in of_rules])
+        per_s = Spread.of([RATE / duration for duration in of_rules])
         timings.append(
             AlertsTiming(
                 n_rules, per_s.median, per_s.low, per_s.high, rules.n_transitions,

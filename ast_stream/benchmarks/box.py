@@ -1,4 +1,4 @@
-"""A box of real processes in a folder of its own: started, looked at from outside, and ended."""
+"""A box of real processes in a temporary folder: started, observed from outside, and stopped."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Box:
 
 
 class ProcessFacts(NamedTuple):
-    """What the kernel says of a process.
+    """Memory, CPU time, threads and descriptors of a process, as the kernel reports them.
 
     Attributes:
         cpu_s: of all its threads, since its start.
@@ -158,10 +158,10 @@ def _name_of(words: list[str]) -> str | None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Return the size of a file, or of all in a folder; what vanishes meanwhile counts nothing."""
+    """Return the size of a file or of a folder's content; files that vanish do not count."""
     total = 0
-    for each in [path, *path.rglob("*")]:
+    for file in [path, *path.rglob("*")]:
         with suppress(OSError):
-            if each.is_file():
-                total += each.stat().st_size
+            if file.is_file():
+                total += file.stat().st_size
     return total

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ast_stream.benchmarks.report import Column
+from ast_stream.benchmarks.report import TableColumn
 from ast_stream.errors import StartupError
 from ast_stream.messages.audio import AckRequest, AudioBlock, ReadRequest
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import SAMPLE_RATE
@@ -48,18 +48,18 @@ class Kind(StrEnum):
 
 
 COLUMNS = (
-    Column("source", "{kind}", is_figure=False),
-    Column("streams", "{streams}"),
-    Column("RSS MiB", "{rss_mib:.1f}"),
-    Column("anonymous", "{anonymous_mib:.1f}"),
-    Column("PSS", "{pss_mib:.1f}"),
-    Column("MiB each", "{mib_each:.2f}"),
-    Column("CPU %", "{cpu_percent:.2f}"),
-    Column("CPU % each", "{cpu_percent_each:.3f}"),
-    Column("threads", "{threads}"),
-    Column("descriptors", "{descriptors}"),
-    Column("blocks", "{blocks}"),
-    Column("left in the ring", "{left_out}"),
+    TableColumn("source", "{kind}", is_figure=False),
+    TableColumn("streams", "{streams}"),
+    TableColumn("RSS MiB", "{rss_mib:.1f}"),
+    TableColumn("anonymous", "{anonymous_mib:.1f}"),
+    TableColumn("PSS", "{pss_mib:.1f}"),
+    TableColumn("MiB each", "{mib_each:.2f}"),
+    TableColumn("CPU %", "{cpu_percent:.2f}"),
+    TableColumn("CPU % each", "{cpu_percent_each:.3f}"),
+    TableColumn("threads", "{threads}"),
+    TableColumn("descriptors", "{descriptors}"),
+    TableColumn("blocks", "{blocks}"),
+    TableColumn("left in the ring", "{left_out}"),
 )
 
 
@@ -97,15 +97,14 @@ def measure(kind: Kind, n_streams: int, seconds: float, ring_s: float, first: Co
     """
     names = [f"s{number}" for number in range(n_streams)]
     with (
-        tempfile.TemporaryDirectory(prefix="ast-bench-", dir="/tmp") as name,
-        _sources(kind, Path(name)) as source,
+        temporary_folder("capture", Path("/tmp")) as folder,
+        _sources(kind, folder) as source,
     ):
-        folder = Path(name)
         config = folder / "config.yaml"
         settings = {
-            "runtime_dir": name,
-            "state_dir": name,
-            "streams": [{"name": each, "source": source, "ring_s": ring_s} for each in names],
+            "runtime_dir": str(folder),
+            "state_dir": str(folder),
+            "streams": [{"name": name, "source": source, "ring_s": ring_s} for name in names],
             "model": {"max_streams": max(64, n_streams)},
         }
         config.write_text(json.dumps(settings))  # JSON is YAML

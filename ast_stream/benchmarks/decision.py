@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.benchmarks.report import Column, Spread
+from ast_stream.benchmarks.report import Spread, TableColumn
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.model.metadata import Metadata
@@ -21,13 +21,13 @@ SMOOTHINGS_S = (0.0, 0.5)
 QUIET, LOUD = 0.2, 0.99  # scores: below any threshold at most, and above all
 
 COLUMNS = (
-    Column("streams", "{streams}"),
-    Column("classes", "{classes}"),
-    Column("smoothing s", "{smoothing_s:g}"),
-    Column("events", "{events:.0f}"),
-    Column("ms", "{ms:.2f}"),
-    Column("from", "{low_ms:.2f}"),
-    Column("to", "{high_ms:.2f}"),
+    TableColumn("streams", "{streams}"),
+    TableColumn("classes", "{classes}"),
+    TableColumn("smoothing s", "{smoothing_s:g}"),
+    TableColumn("events", "{events:.0f}"),
+    TableColumn("ms", "{ms:.2f}"),
+    TableColumn("from", "{low_ms:.2f}"),
+    TableColumn("to", "{high_ms:.2f}"),
 )
 
 Scores = npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ def _timing(
 
 
 class _Stage:
-    """A decision stage that hears two windows by turns."""
+    """A decision stage that is given two windows in turn."""
 
     def __init__(self, first: Scores, second: Scores, smoothing_s: float) -> None:
         n_streams, n_classes = first.shape

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn, times_as_fast
+from ast_stream.benchmarks.report import Spread, TableColumn, seconds_in_turn, times_as_fast
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION
 from ast_stream.model.fbank import LOOK_BACK, UNUSED_TAIL, Fbank, SlidingFbank
 from ast_stream.model.torchaudio_guard import import_torchaudio
@@ -29,13 +29,13 @@ MIN_WINDOWS = 16  # of a round, over several hops of few streams: one takes too 
 _AMPLITUDE = 3000  # of the noise, in steps of int16
 
 COLUMNS = (
-    Column("way", "{name}", is_figure=False),
-    Column("streams", "{streams}"),
-    Column("ms a stream and hop", "{ms:.3f}"),
-    Column("from", "{low_ms:.3f}"),
-    Column("to", "{high_ms:.3f}"),
-    Column("times as cheap", "{times_as_cheap:.1f}"),
-    Column("difference", "{max_error:.1e}"),
+    TableColumn("way", "{name}", is_figure=False),
+    TableColumn("streams", "{streams}"),
+    TableColumn("ms a stream and hop", "{ms:.3f}"),
+    TableColumn("from", "{low_ms:.3f}"),
+    TableColumn("to", "{high_ms:.3f}"),
+    TableColumn("times as cheap", "{times_as_cheap:.1f}"),
+    TableColumn("difference", "{max_error:.1e}"),
 )
 
 Windows = npt.NDArray[np.float32]
@@ -75,7 +75,7 @@ def time_features(
         whole = "transformers, whole windows"
         ways = {whole: lambda: _extracted(extractor, live.last_windows()), **ways}
     found = [way() for way in reversed(ways.values())][::-1]  # ours first: it hears the next hop
-    errors = [float(np.abs(each - found[0]).max()) for each in found]
+    errors = [float(np.abs(features - found[0]).max()) for features in found]
     n_hops = -(-MIN_WINDOWS // n_streams)
     runs = [partial(_repeat, way, n_hops) for way in ways.values()]
     seconds = seconds_in_turn(runs, n_rounds, on_round, time.process_time)
@@ -98,7 +98,7 @@ def _timing(
     first: Sequence[float],
     error: float,
 ) -> FeatureTiming:
-    spread = Spread.of([1000 * one / (n_streams * n_hops) for one in seconds])
+    spread = Spread.of([1000 * duration / (n_streams * n_hops) for duration in seconds])
     ratio = times_as_fast(seconds, first)
     return FeatureTiming(name, n_streams, spread.median, spread.low, spread.high, ratio, error)
 

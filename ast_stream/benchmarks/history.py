@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn
+from ast_stream.benchmarks.report import Spread, TableColumn, seconds_in_turn
 from ast_stream.history.database import History
+from ast_stream.history.days import Zone, hours, starts_of_days
 from ast_stream.history.records import (
     AlertQuery,
     ClipRecord,
@@ -38,11 +39,11 @@ _EPOCH_DAYS = 7  # after which each stream is captured anew
 _MODEL = f"sha256:{'0' * 64}"
 
 COLUMNS = (
-    Column("question", "{question}", is_figure=False),
-    Column("rows", "{rows}"),
-    Column("ms", "{ms:.1f}"),
-    Column("from", "{low_ms:.1f}"),
-    Column("to", "{high_ms:.1f}"),
+    TableColumn("question", "{question}", is_figure=False),
+    TableColumn("rows", "{rows}"),
+    TableColumn("ms", "{ms:.1f}"),
+    TableColumn("from", "{low_ms:.1f}"),
+    TableColumn("to", "{high_ms:.1f}"),
 )
 
 
@@ -102,7 +103,7 @@ def measure_history(
         taken = seconds_in_turn([ask for _, ask in questions], rounds)
         answers = []
         for (question, ask), times in zip(questions, taken, strict=True):
-            spread = Spread.of([1000 * one for one in times])
+            spread = Spread.of([1000 * duration for duration in times])
             found = ask()
             rows = len(found) if isinstance(found, list) else int(found is not None)
             answers.append(Answer(question, rows, spread.median, spread.low, spread.high))
@@ -117,6 +118,9 @@ def _questions(history: History, days: int) -> list[tuple[str, Callable[[], obje
     month_ns = max(START_NS, end_ns - 30 * DAY_NS)
     some_id = stable_id("event", str(days // 2), "7")
     in_middle = EventQuery(since_ns=middle_ns, until_ns=middle_ns + DAY_NS, limit=5000)
+    zone = Zone.here()
+    days_here = starts_of_days(zone.date_of(START_NS), zone.date_of(end_ns - 1))
+    days_elsewhere = range(month_ns + DAY_NS // 3, end_ns, DAY_NS)
     return [
         ("one event", lambda: history.event(some_id)),
         ("newest 100", lambda: history.events(EventQuery())),
@@ -134,8 +138,10 @@ def _questions(history: History, days: int) -> list[tuple[str, Callable[[], obje
         ),
         ("newest 100 found wrong", lambda: history.events(EventQuery(verdicts=("wrong",)))),
         ("all events of a day", lambda: history.events(in_middle)),
-        ("by hour, a month", lambda: history.counts("hour", month_ns, end_ns)),
-        ("by day, all days", lambda: history.counts("day", START_NS, end_ns)),
+        ("by hour, a month", lambda: history.counts(hours(month_ns, end_ns))),
+        ("by day, all days", lambda: history.counts(days_here, by_stream=False)),
+        ("by day and stream, all days", lambda: history.counts(days_here)),
+        ("by day of another place, a month", lambda: history.counts(days_elsewhere)),
         ("alerts of a month", lambda: history.alerts(AlertQuery(since_ns=month_ns, limit=1000))),
         ("gaps of a month", lambda: history.gaps(month_ns, end_ns)),
     ]

@@ -24,7 +24,7 @@ import soundfile
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import read_mono
 from ast_stream.benchmarks.box import Box, ProcessFacts, facts_of
-from ast_stream.benchmarks.report import Column
+from ast_stream.benchmarks.report import TableColumn
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
@@ -123,24 +123,24 @@ class BoxFigures:
 
 
 COLUMNS = (
-    Column("streams", "{streams}"),
-    Column("windows/s", "{windows_per_s:.0f}"),
-    *(Column(f"lag {p}", f"{{lag_{p}_s}}") for p in ("p50", "p95", "p99")),
-    *(Column(f"onset {p}", f"{{onset_{p}_s}}") for p in ("p50", "p95", "p99")),
-    Column("worker CPU", "{worker_cpu:.2f}"),
-    Column("captures CPU", "{capture_cpu:.2f}"),
-    Column("worker MiB", "{worker_mib:.0f}"),
-    Column("captures MiB", "{capture_mib:.0f}"),
-    Column("degraded", "{degraded_ratio:.1%}"),
-    Column("lost s", "{lost_s:.1f}"),
+    TableColumn("streams", "{streams}"),
+    TableColumn("windows/s", "{windows_per_s:.0f}"),
+    *(TableColumn(f"lag {p}", f"{{lag_{p}_s}}") for p in ("p50", "p95", "p99")),
+    *(TableColumn(f"onset {p}", f"{{onset_{p}_s}}") for p in ("p50", "p95", "p99")),
+    TableColumn("worker CPU", "{worker_cpu:.2f}"),
+    TableColumn("captures CPU", "{capture_cpu:.2f}"),
+    TableColumn("worker MiB", "{worker_mib:.0f}"),
+    TableColumn("captures MiB", "{capture_mib:.0f}"),
+    TableColumn("degraded", "{degraded_ratio:.1%}"),
+    TableColumn("lost s", "{lost_s:.1f}"),
 )
 
 
-CASCADE_COLUMNS = (Column("asked/s", "{asked_per_s:.0f}"),)
+CASCADE_COLUMNS = (TableColumn("asked/s", "{asked_per_s:.0f}"),)
 
 
 def write_recordings(folder: Path, n_streams: int, options: BoxOptions) -> list[Path]:
-    """Write what the streams hear: files of `FILE_S`, mono at 16 kHz.
+    """Write the recordings that streams play: files of `FILE_S`, mono at 16 kHz.
 
     Raises:
         UsageError: the folder of recordings has none.
@@ -192,7 +192,7 @@ class BoxRun:
         self._options = options
         self._streams = [f"s{number}" for number in range(n_streams)]
         self._box = Box(folder, _settings(self._streams, files, options))
-        self._feed = _Feed(self._box.feed, _known_at(options))
+        self._feed = _FeedReader(self._box.feed, _known_at(options))
 
     def run(self, is_stopped: IsStopped, on_progress: OnProgress) -> BoxFigures | None:
         """Return what was measured; None: it was stopped before.
@@ -251,7 +251,7 @@ class BoxRun:
         return {name: facts for name, facts in found.items() if facts is not None}
 
 
-class _Feed:
+class _FeedReader:
     """A reader of the feed, in a thread of its own, that notes how late its messages are."""
 
     def __init__(self, endpoint: str, known_at: Callable[[int], int]) -> None:
@@ -308,7 +308,7 @@ class _Feed:
             n_lost = sum(health.lost_samples for health in self._health.values())
             uptime_s = max(1.0, last.uptime_s - first.uptime_s)
             n_windows = last.counters["windows"] - first.counters["windows"]
-            before, after = (one.counters.get("windows_asked") for one in (first, last))
+            before, after = (status.counters.get("windows_asked") for status in (first, last))
             n_asked = n_windows if before is None or after is None else after - before
             return {
                 "windows_per_s": round(n_windows / uptime_s, 1),
@@ -349,7 +349,7 @@ class _Feed:
 
     def _note_backlog(self) -> None:
         lags_s = [(health.lag_s or 0.0) - (health.hop_s or 0.0) for health in self._health.values()]
-        if max(lags_s) > 0.5 or any(each.state == "degraded" for each in self._health.values()):
+        if max(lags_s) > 0.5 or any(health.state == "degraded" for health in self._health.values()):
             self._settled_since_s = None
         elif self._settled_since_s is None:
             self._settled_since_s = time.monotonic()
@@ -376,7 +376,7 @@ def _usage(
 
 
 def _known_at(options: BoxOptions) -> Callable[[int], int]:
-    """Return what says of a window or a frame which sample its result has to wait for."""
+    """Return the function from a window or frame to the last sample that its result depends on."""
     found = describe(options.model)
     facts = model_facts(found.labels, found.window_s, found.metadata, found.frame_s)
     geometry = resolve_parameters(DetectionSettings(), facts, options.hop_s).geometry

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import read_mono
-from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn, times_as_fast
+from ast_stream.benchmarks.report import Spread, TableColumn, seconds_in_turn, times_as_fast
 from ast_stream.errors import UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -36,6 +35,7 @@ from ast_stream.model.runners import (
 )
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 AST_BASE = "ast-base"
@@ -44,14 +44,14 @@ MAX_RECORDINGS = 200
 _PEAK = 0.1  # of the noise that is scored
 
 COLUMNS = (
-    Column("way", "{name}", is_figure=False),
-    Column("windows at once", "{batch}"),
-    Column("ms a window", "{ms:.2f}"),
-    Column("from", "{low_ms:.2f}"),
-    Column("to", "{high_ms:.2f}"),
-    Column("times as fast", "{times_as_fast:.2f}"),
-    Column("difference", "{max_error:.1e}"),
-    Column("top 5", "{top_5:.1%}"),
+    TableColumn("way", "{name}", is_figure=False),
+    TableColumn("windows at once", "{batch}"),
+    TableColumn("ms a window", "{ms:.2f}"),
+    TableColumn("from", "{low_ms:.2f}"),
+    TableColumn("to", "{high_ms:.2f}"),
+    TableColumn("times as fast", "{times_as_fast:.2f}"),
+    TableColumn("difference", "{max_error:.1e}"),
+    TableColumn("top 5", "{top_5:.1%}"),
 )
 
 Waveforms = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Timing:
+class WayTiming:
     """What one way took for one batch size.
 
     Attributes:
@@ -106,7 +106,7 @@ def time_model(
     n_recordings: int = MAX_RECORDINGS,
     *,
     with_eager: bool = False,
-) -> list[Timing]:
+) -> list[WayTiming]:
     """Return the timings of all ways on this machine, those of transformers first.
 
     Args:
@@ -162,7 +162,7 @@ def _compare(ways: Sequence[Way], waveforms: Waveforms) -> None:
         scores = 1 / (1 + np.exp(-logits))
         expected = scores if expected is None else expected
         way.max_error = float(np.abs(scores - expected).max())
-        theirs, own = (np.argsort(each)[:, -5:] for each in (expected, scores))
+        theirs, own = (np.argsort(rows)[:, -5:] for rows in (expected, scores))
         way.top_5 = float(
             np.mean([np.isin(*pair).mean() for pair in zip(theirs, own, strict=True)])
         )
@@ -170,14 +170,14 @@ def _compare(ways: Sequence[Way], waveforms: Waveforms) -> None:
 
 def _timings(
     ways: Sequence[Way], waveforms: Waveforms, n_rounds: int, on_round: Callable[[], None]
-) -> Iterator[Timing]:
+) -> Iterator[WayTiming]:
     for way in ways:
         way.run(waveforms)  # what is first done for a batch of this size is not timed
     runs = [partial(way.run, waveforms) for way in ways]
     seconds = seconds_in_turn(runs, n_rounds, on_round)
     for way, of_way in zip(ways, seconds, strict=True):
         ms = Spread.of([1000 * wall_s / len(waveforms) for wall_s in of_way])
-        yield Timing(
+        yield WayTiming(
             name=way.name,
             batch=len(waveforms),
             ms=ms.median,
@@ -247,9 +247,9 @@ def _folder(reference: str) -> Iterator[tuple[Checkpoint, Path]]:
     checkpoint = random_base() if reference == AST_BASE else load_checkpoint(reference)
     # what transformers has no layer for is left out for both
     plain = replace(checkpoint, metadata=Metadata(), state_dict=_without_frames(checkpoint))
-    with TemporaryDirectory(prefix="ast-stream-bench-") as name:
-        save_checkpoint(Path(name), plain)
-        yield plain, Path(name)
+    with temporary_folder("bench") as place:
+        save_checkpoint(place, plain)
+        yield plain, place
 
 
 def _without_frames(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table of figures, for terminals and pages alike.
 
     Attributes:
@@ -72,10 +72,10 @@ def seconds_in_turn(
 
 def times_as_fast(seconds: Sequence[float], first: Sequence[float]) -> float:
     """Return how many times as fast as the first way one is: the median of the rounds' ratios."""
-    return statistics.median(one / own for one, own in zip(first, seconds, strict=True))
+    return statistics.median(first_s / own_s for first_s, own_s in zip(first, seconds, strict=True))
 
 
-def cells(columns: Sequence[Column], row: Row) -> list[str]:
+def cells(columns: Sequence[TableColumn], row: Row) -> list[str]:
     """Return the cells of a row."""
     return [column.text.format(**row) for column in columns]
 

@@ -13,7 +13,7 @@ import soundfile
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import recording_duration_s
-from ast_stream.benchmarks.report import Column
+from ast_stream.benchmarks.report import TableColumn
 from ast_stream.errors import UsageError
 from ast_stream.scanner import Scanner
 from ast_stream.soundscape.scene import SceneRenderer
@@ -49,16 +49,16 @@ class ScanFigures:
 
 
 COLUMNS = (
-    Column("recordings", "{name}", is_figure=False),
-    Column("files", "{files}"),
-    Column("seconds", "{audio_s:.0f}"),
-    Column("times real time", "{times_real_time:.0f}"),
-    Column("a core", "{times_by_cpu:.0f}"),
-    Column("CPU ms a window", "{cpu_ms:.2f}"),
-    Column("events", "{events}"),
-    Column("peak MiB", "{peak_mib:.0f}"),
+    TableColumn("recordings", "{name}", is_figure=False),
+    TableColumn("files", "{files}"),
+    TableColumn("seconds", "{audio_s:.0f}"),
+    TableColumn("times real time", "{times_real_time:.0f}"),
+    TableColumn("a core", "{times_by_cpu:.0f}"),
+    TableColumn("CPU ms a window", "{cpu_ms:.2f}"),
+    TableColumn("events", "{events}"),
+    TableColumn("peak MiB", "{peak_mib:.0f}"),
 )
-CASCADE_COLUMNS = (Column("windows", "{windows}"), Column("asked", "{asked}"))
+CASCADE_COLUMNS = (TableColumn("windows", "{windows}"), TableColumn("asked", "{asked}"))
 
 
 def write_scene(path: Path, duration_s: float) -> Path:

@@ -110,7 +110,7 @@ class Soak:
         self._folder = folder
         self._streams = [f"fast{number}" for number in range(options.n_streams)]
         self._box = Box(folder, self._settings())
-        self._feed = _Feed(self._box.runtime_dir)
+        self._feed = _FeedsReader(self._box.runtime_dir)
         self._figures: dict[str, Figure] = {}
         self._result = SoakResult(options)
         self._outages = _Outages(options)
@@ -249,7 +249,7 @@ class Soak:
         }
 
 
-class _Feed:
+class _FeedsReader:
     """What a reader of both feeds has seen, in threads of its own."""
 
     def __init__(self, folder: Path) -> None:
@@ -345,7 +345,7 @@ class _Outages:
             self._stopped = name, pid, now_s + self._rng.uniform(0.5, STOP_S)
 
     def end(self, processes: Callable[[], dict[str, int]]) -> None:
-        """Let a stopped process go on."""
+        """Continue a stopped process."""
         if self._stopped is not None:
             name, pid, _ = self._stopped
             self._stopped = None

@@ -1,4 +1,4 @@
-"""The worker's turns without sockets: what each stage takes for so many live streams.
+"""What one turn of the worker costs, by stage, without sockets, for a number of live streams.
 
 The worker is the real one, with event log, journal and ledger in a folder. Blocks are handed to it
 as captures send them, on a clock that moves on from turn to turn as if these took no time, and its
@@ -19,7 +19,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from ast_stream.benchmarks.report import Column
+from ast_stream.benchmarks.report import TableColumn
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.coverage.ledger import CoverageLedger
@@ -92,16 +92,16 @@ class TickFigures:
 
 
 COLUMNS = (
-    Column("streams", "{streams}"),
-    Column("classes", "{classes}"),
-    *(Column(stage, f"{{{stage}_ms:.1f}}") for stage in (*get_args(Stage), REST, MODEL_STAGE)),
-    Column("all but the model", "{outside_ms:.1f}"),
-    Column("windows/s", "{windows_per_s:.0f}"),
-    Column("messages/s", "{messages_per_s:.0f}"),
+    TableColumn("streams", "{streams}"),
+    TableColumn("classes", "{classes}"),
+    *(TableColumn(stage, f"{{{stage}_ms:.1f}}") for stage in (*get_args(Stage), REST, MODEL_STAGE)),
+    TableColumn("all but the model", "{outside_ms:.1f}"),
+    TableColumn("windows/s", "{windows_per_s:.0f}"),
+    TableColumn("messages/s", "{messages_per_s:.0f}"),
 )
 CASCADE_COLUMNS = (
-    Column("small model", "{small_model_ms:.1f}"),
-    Column("asked/s", "{asked_per_s:.0f}"),
+    TableColumn("small model", "{small_model_ms:.1f}"),
+    TableColumn("asked/s", "{asked_per_s:.0f}"),
 )
 _SMALL = "small_model"  # a stage of its own, as the model is
 
@@ -186,7 +186,7 @@ class _StageTimes(WorkerMetrics):
 
 
 class _TimedTagger:
-    """A tagger whose model is a stage of its own."""
+    """A tagger that times its model as a stage."""
 
     runs_ahead = False  # the stage ends when the scores are there
 
@@ -212,7 +212,7 @@ class _TimedTagger:
 
 
 class _Inbox:
-    """A bound socket without peers but this program; nobody waits for it.
+    """A bound socket whose only peer is this program; it never blocks.
 
     Args:
         reads: prefixes of the topics that somebody subscribes to.
@@ -282,7 +282,7 @@ class _Capture:
 
 
 class _Bench:
-    """A worker and what its captures send."""
+    """A worker, and the capture processes that it is fed from."""
 
     def __init__(
         self,
@@ -321,7 +321,10 @@ class _Bench:
             return self._detector
 
         self._worker = Worker(
-            [StreamConfig(each.name, {}, each.endpoint) for each in self._captures.values()],
+            [
+                StreamConfig(capture.name, {}, capture.endpoint)
+                for capture in self._captures.values()
+            ],
             make_detector,
             self._log,
             Journal(journal, n_streams, self._now_s),
@@ -362,7 +365,7 @@ class _Bench:
         return _RingSocket(self._captures[endpoint].server)
 
     def play(self, seconds: float) -> None:
-        """Let all streams hear so much."""
+        """Play so many seconds of all streams."""
         for _ in range(round(seconds * 1000 / self._turn_ms)):
             self._send()
             began_s, in_stages_s = time.process_time(), self._in_stages_s()

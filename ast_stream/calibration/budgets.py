@@ -1,4 +1,4 @@
-"""Budgets of false alarms, and what hours of listening say about the rate of them.
+"""Budgets of false alarms, and what hours of listening prove about their rate.
 
 After `count` alarms in T hours the rate is, with 95 %, below `poisson_upper_bound(count)` / T,
 which is 3 / T (the rule of three) where none was heard.
@@ -16,7 +16,7 @@ from ast_stream.evaluation.intervals import poisson_upper_bound
 from ast_stream.labels import did_you_mean, find_label
 
 HOURS: dict[str, float] = {"h": 1.0, "hour": 1.0, "day": 24.0, "week": 168.0, "month": 730.5}
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?|\.\d+)/([a-z]+)\Z")
+_BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)/([a-z]+)\Z")
 _SYNTAX = "a number, '/', and h, day, week or month, like 0.5/h or 1/day"
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint scores which clips: no model may be asked about sounds it was trained on.
+"""Folds: which checkpoint scores which clips, so that no model scores its training data.
 
 A checkpoint meant for use is best trained on all folds, but then no labelled clip is left to show
 what it finds. So checkpoints of the same recipe, each trained with some folds held out, score the
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.annotations import LabelledClip
 from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
+from ast_stream.dataset.reviewed_clips import TRAINED_ON, event_digest
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.scoring import Subject
+from ast_stream.evaluation.scoring import EvaluatedModel
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.soundbank import recorded_foregrounds
@@ -31,7 +32,7 @@ class UnseenClips:
     """A checkpoint and the clips that it has never seen."""
 
     checkpoint: Checkpoint
-    clips: list[Clip]
+    clips: list[LabelledClip]
 
     @property
     def folds(self) -> list[str]:
@@ -42,7 +43,7 @@ class UnseenClips:
 def unseen_clips(
     checkpoint: Checkpoint,
     fold_checkpoints: Sequence[Checkpoint],
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     test_folds: Sequence[str],
     is_unseen: bool = False,
 ) -> tuple[list[UnseenClips], list[str]]:
@@ -77,6 +78,27 @@ def unseen_clips(
     return [UnseenClips(checkpoint, unseen)], remarks if seen else []
 
 
+def unseen_reviewed(
+    checkpoint: Checkpoint, reviewed: Sequence[LabelledClip]
+) -> tuple[UnseenClips, list[str]]:
+    """Return the reviewed events that a checkpoint was not trained on, and a remark on others.
+
+    Raises:
+        UsageError: it was trained on all of them.
+    """
+    trained = checkpoint.metadata.provenance.get(TRAINED_ON)
+    known = {str(path) for path in trained} if isinstance(trained, list | tuple) else set()
+    unseen = [clip for clip in reviewed if event_digest(clip) not in known]
+    n_seen = len(reviewed) - len(unseen)
+    if n_seen and not unseen:
+        raise UsageError(
+            f"--verdicts: expected events that {checkpoint.origin} was not trained on, got "
+            f"{n_seen} that it was"
+        )
+    remark = f"{n_seen} of {len(reviewed)} reviewed events are left out: it was trained on them"
+    return UnseenClips(checkpoint, unseen), [remark] if n_seen else []
+
+
 def held_folds(checkpoint: Checkpoint) -> list[str] | None:
     """Return the folds that a checkpoint was not trained on; None: it does not say."""
     folds = checkpoint.metadata.provenance.get(TEST_FOLDS)
@@ -98,23 +120,23 @@ def _held_text(held: Sequence[str]) -> str:
 def _by_folds(
     checkpoint: Checkpoint,
     fold_checkpoints: Sequence[Checkpoint],
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     test_folds: Sequence[str],
 ) -> tuple[list[UnseenClips], list[str]]:
     unseen_sets: list[UnseenClips] = []
     scored_by: dict[str, str] = {}
-    for one in fold_checkpoints:
-        held = _check(one, checkpoint)
+    for candidate in fold_checkpoints:
+        held = _check(candidate, checkpoint)
         for fold in held:
             if fold in scored_by:
                 raise UsageError(
                     f"--fold-checkpoint: expected each fold held out once, "
-                    f"got {fold} by {scored_by[fold]} and {one.origin}"
+                    f"got {fold} by {scored_by[fold]} and {candidate.origin}"
                 )
-            scored_by[fold] = one.origin
+            scored_by[fold] = candidate.origin
         own = [clip for clip in clips if clip.fold in held]
         if own:
-            unseen_sets.append(UnseenClips(one, own))
+            unseen_sets.append(UnseenClips(candidate, own))
     missing = sorted({str(clip.fold) for clip in clips} - set(scored_by))
     if not unseen_sets or (missing and test_folds):
         there = ", ".join(sorted(scored_by))
@@ -146,7 +168,7 @@ def _check(fold_checkpoint: Checkpoint, checkpoint: Checkpoint) -> list[str]:
     return held
 
 
-def clips_of_folds(data: Path, columns: Columns, folds: Sequence[str]) -> list[Clip]:
+def clips_of_folds(data: Path, columns: Columns, folds: Sequence[str]) -> list[LabelledClip]:
     """Return the labelled files of `data` in the given folds; all of them without any fold.
 
     Raises:
@@ -169,7 +191,7 @@ def single(
     test_folds: Sequence[str],
     *,
     use_frames: bool = True,
-) -> list[Subject]:
+) -> list[EvaluatedModel]:
     """Return one model with the clips of the given folds, or with all.
 
     Raises:
@@ -191,7 +213,7 @@ def cross_validated(
     test_folds: Sequence[str],
     *,
     use_frames: bool = True,
-) -> list[Subject]:
+) -> list[EvaluatedModel]:
     """Return every model with the clips of the folds that it was not trained on.
 
     Raises:
@@ -217,17 +239,19 @@ def cross_validated(
     recordings = load_recordings(clips, taggers[0].labels, min_clips=1)
     subjects = []
     for tagger, its in zip(taggers, folds, strict=True):
-        own = [one for one in recordings if one.clip.fold in its]
+        own = [recording for recording in recordings if recording.clip.fold in its]
         subjects.append(_subject(tagger, own, its))
     return subjects
 
 
-def _subject(tagger: Tagger, recordings: Sequence[DecodedClip], folds: tuple[str, ...]) -> Subject:
-    return Subject(tagger, tuple(recorded_foregrounds(recordings, tagger.labels)), folds)
+def _subject(
+    tagger: Tagger, recordings: Sequence[DecodedClip], folds: tuple[str, ...]
+) -> EvaluatedModel:
+    return EvaluatedModel(tagger, tuple(recorded_foregrounds(recordings, tagger.labels)), folds)
 
 
-def known_clips_remark(subject: Subject) -> str | None:
-    """Return what says that a model may have been trained on its clips; None: nothing does."""
+def known_clips_remark(subject: EvaluatedModel) -> str | None:
+    """Return a warning if a model may have been trained on its clips, else None."""
     checkpoint = subject.tagger.checkpoint
     held = held_folds(checkpoint)
     if held is None or not subject.foregrounds:
@@ -248,7 +272,7 @@ def known_clips_remark(subject: Subject) -> str | None:
     )
 
 
-def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
+def _folds(clips: Iterable[LabelledClip]) -> tuple[str, ...]:
     return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
 
 

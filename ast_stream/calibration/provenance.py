@@ -1,4 +1,4 @@
-"""A calibrated checkpoint: what was found, golden scores, where they come from; and writing it.
+"""Writing a calibrated checkpoint: thresholds, golden scores and provenance.
 
 Weights stay as they are, and readers see all of the new checkpoint or nothing of it.
 """
@@ -128,22 +128,24 @@ def with_calibration(
             off by default; 0: those that were off before stay so, as do those without a sound.
     """
     metadata = checkpoint.metadata
-    done = {one.label for one in calibrated if not one.is_raised_only}
-    rises_on = {one.label: one.rise_on for one in calibrated if one.rise_on}
-    rises_off = {one.label: one.rise_off for one in calibrated if one.rise_off}
+    done = {result.label for result in calibrated if not result.is_raised_only}
+    rises_on = {result.label: result.rise_on for result in calibrated if result.rise_on}
+    rises_off = {result.label: result.rise_off for result in calibrated if result.rise_off}
     fields: dict[str, dict[str, Any]] = {
-        "score_maps": {one.label: one.score_map for one in calibrated},
-        "onset_thresholds": {one.label: one.choice.threshold for one in calibrated},
-        "onset_fits": {one.label: one.onset.fit for one in calibrated if one.onset},
-        "confirm_s": {one.label: one.timing.confirm_s for one in calibrated},
-        "smoothing_s": {one.label: one.timing.smoothing_s for one in calibrated},
-        "hold_s": {one.label: one.hold_s for one in calibrated if one.hold_s is not None},
+        "score_maps": {result.label: result.score_map for result in calibrated},
+        "onset_thresholds": {result.label: result.choice.threshold for result in calibrated},
+        "onset_fits": {result.label: result.onset.fit for result in calibrated if result.onset},
+        "confirm_s": {result.label: result.timing.confirm_s for result in calibrated},
+        "smoothing_s": {result.label: result.timing.smoothing_s for result in calibrated},
+        "hold_s": {
+            result.label: result.hold_s for result in calibrated if result.hold_s is not None
+        },
         "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
         "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
         "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
         "rise_off_spread_s": {label: rise.spread_s for label, rise in rises_off.items()},
     }
-    by_frames = any(one.by_frames for one in calibrated)
+    by_frames = any(result.by_frames for result in calibrated)
     held = metadata.frames if by_frames and metadata.frames is not None else metadata
     update: dict[str, Any] = {
         name: _in_order(checkpoint.labels, _without(getattr(held, name), done) | found)
@@ -153,8 +155,8 @@ def with_calibration(
     if held is not metadata:  # what holds for decisions by windows stays beside it
         update = {"frames": held.model_copy(update=update)}
     if off_below:
-        off = {one.label for one in calibrated if one.is_off(off_below)}
-        off |= set(metadata.off) - {one.label for one in calibrated if one.choice.n_sounds}
+        off = {result.label for result in calibrated if result.is_off(off_below)}
+        off |= set(metadata.off) - {result.label for result in calibrated if result.choice.n_sounds}
         update["off"] = [label for label in checkpoint.labels if label in off]
     update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
@@ -176,15 +178,15 @@ def choice_record(choice: OperatingPoint) -> dict[str, Any]:
     }
 
 
-def class_record(one: ClassCalibration) -> dict[str, Any]:
+def class_record(result: ClassCalibration) -> dict[str, Any]:
     """Return the figures of one class as JSON."""
-    return choice_record(one.choice) | {
-        **one.timing._asdict(),
-        "hold_s": one.hold_s,
-        "onset_error_s": one.onset and one.onset.error_s,
-        "bound_per_h": None if one.bound_per_h is None else round(one.bound_per_h, 4),
+    return choice_record(result.choice) | {
+        **result.timing._asdict(),
+        "hold_s": result.hold_s,
+        "onset_error_s": result.onset and result.onset.error_s,
+        "bound_per_h": None if result.bound_per_h is None else round(result.bound_per_h, 4),
         "rises_measured": [
-            0 if rise is None else rise.n_measured for rise in (one.rise_on, one.rise_off)
+            0 if rise is None else rise.n_measured for rise in (result.rise_on, result.rise_off)
         ],
     }
 
@@ -197,7 +199,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Return the provenance with this run in it; runs of which no class is left are dropped."""
     before = _object(metadata.provenance.get(PROVENANCE))
-    done = {one.label for one in calibrated}
+    done = {result.label for result in calibrated}
     heard = calibrated[0].choice if calibrated else None
     run = {
         "model": model_hash,
@@ -207,13 +209,13 @@ def _provenance(
     }
     name = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     known = _object(before.get("classes")).items()
-    classes = _without({label: one for label, one in known if isinstance(one, dict)}, done)
-    classes |= {one.label: class_record(one) | {"run": name} for one in calibrated}
-    in_use = {one.get("run") for one in classes.values()}
+    classes = _without({label: record for label, record in known if isinstance(record, dict)}, done)
+    classes |= {result.label: class_record(result) | {"run": name} for result in calibrated}
+    in_use = {record.get("run") for record in classes.values()}
     runs = _object(before.get("runs")) | {name: run}
     return metadata.provenance | {
         PROVENANCE: {
-            "runs": {name: one for name, one in runs.items() if name in in_use},
+            "runs": {name: run for name, run in runs.items() if name in in_use},
             "classes": classes,
         }
     }
@@ -260,7 +262,7 @@ def _check_out(out: Path) -> None:
         raise UsageError(
             f"--out: expected a folder that can be replaced, got {out}; name a new one"
         )
-    above = next(one for one in whole.parents if one.exists())
+    above = next(parent for parent in whole.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UsageError(f"--out: {above} cannot be written")
 
@@ -298,4 +300,6 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
 
 def _fits_fp16(checkpoint: Checkpoint) -> bool:
     """Return whether half precision holds every weight exactly."""
-    return all(torch.equal(one.half().float(), one) for one in checkpoint.state_dict.values())
+    return all(
+        torch.equal(tensor.half().float(), tensor) for tensor in checkpoint.state_dict.values()
+    )

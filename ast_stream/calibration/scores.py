@@ -1,4 +1,4 @@
-"""The logits a calibration works on: sounds of known times over backgrounds, sound-free audio.
+"""The logits that calibration uses: sounds at known times over backgrounds, sound-free audio.
 
 Logits and not scores, because checkpoints whose scores are pooled may each have a scaling of their
 own. Everything is checked first, then scored.
@@ -283,7 +283,7 @@ def foregrounds_of(
     """
     clips = [clip for unseen_set in unseen_sets for clip in unseen_set.clips]
     recordings = load_recordings(clips, labels, min_clips=1) if clips else []
-    by_clip = {id(one.clip): one for one in recordings}
+    by_clip = {id(recording.clip): recording for recording in recordings}
     generated = generated_foregrounds(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
     parts = [
         [

@@ -387,7 +387,7 @@ class ClassCalibration:
         return poisson_upper_bound(choice.false_negatives) / choice.hours_negative
 
     def is_off(self, recall_floor: float) -> bool:
-        """Return whether the class finds too little at its budget to be on by default."""
+        """Return whether recall at the budget is too low for the class to be on by default."""
         return not self.choice.is_met or self.choice.recall < recall_floor
 
     def remarks(self, recall_floor: float = RECALL_FLOOR) -> list[str]:
@@ -442,10 +442,10 @@ def calibrate_classes(
         if label not in chosen:
             continue
         if decided_by and label not in heard and label in decided_by.onset_thresholds:
-            one = _raise(index, label, with_sounds, negatives, budgets, by_timing, decided_by)
+            result = _raise(index, label, with_sounds, negatives, budgets, by_timing, decided_by)
         else:
-            one = _calibrate(index, label, with_sounds, negatives, budgets, by_timing)
-        calibrated.append(one)
+            result = _calibrate(index, label, with_sounds, negatives, budgets, by_timing)
+        calibrated.append(result)
     return calibrated
 
 
@@ -475,7 +475,7 @@ def _raise(
         frames = FrameSteps(window_s, geometry.delay / SAMPLE_RATE)
         hop_s = geometry.window_hop / SAMPLE_RATE
     parameters = by_timing.get(timing) or timing_parameters(window_s, hop_s, timing, frames)
-    thresholds = np.array([lowest, *(each for each in CANDIDATES if each > lowest)])
+    thresholds = np.array([lowest, *(candidate for candidate in CANDIDATES if candidate > lowest)])
     sweep = sweep_thresholds(
         index, label, with_sounds, negatives, score_map, {timing: parameters}, thresholds
     )[timing]

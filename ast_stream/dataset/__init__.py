@@ -1,1 +1,1 @@
-"""Recordings, generated sounds and streams of known truth, to learn from and to measure on."""
+"""Labelled recordings, for training and measurement."""

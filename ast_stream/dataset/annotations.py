@@ -1,4 +1,4 @@
-"""Annotations: what a label says of a recording, whole or from onset to offset.
+"""Annotations: labels of a recording, for all of it or from onset to offset.
 
 What one label says of a section that another one overlaps is only true for both together, so a
 recording is cut wherever a label begins or ends. The sections between labels hold none of the
@@ -21,7 +21,7 @@ MIN_SECTION_S = 0.1  # of a label; a shorter section that several leave or share
 MARGIN_S = 0.25  # around a label, since people mark neither the first nor the last of a sound
 
 
-class Span(NamedTuple):
+class ClipSection(NamedTuple):
     """A section of a recording, in seconds from its beginning."""
 
     onset_s: float
@@ -29,12 +29,12 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Clip:
+class LabelledClip:
     """One labelled file or section of it, where its label was read, and its row of the table.
 
     Attributes:
         labels: none for a recording, or section of one, that holds no event.
-        span: the section that the labels hold for; None: the whole file.
+        section: the section that the labels hold for; None: the whole file.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Clip:
     table: str = ""
     line: int | None = None
     row: Mapping[str, str] = field(default_factory=dict, compare=False)
-    span: Span | None = None
+    section: ClipSection | None = None
 
     def problem(self, text: str) -> Problem:
         """Return a problem with this clip, at its line of the table or at the file itself."""
@@ -60,12 +60,12 @@ def refusal(path: Path, text: str, line: int | None = None) -> ConfigError:
 class LabelRow(NamedTuple):
     """One label as a table has it: times as text, empty where it is of the whole file."""
 
-    clip: Clip
+    clip: LabelledClip
     onset: str
     offset: str
 
 
-def section_clips(rows: Sequence[LabelRow]) -> list[Clip]:
+def section_clips(rows: Sequence[LabelRow]) -> list[LabelledClip]:
     """Return the sections of each recording with one set of labels each, and those without.
 
     A row without times labels its whole recording: several of them are one clip with the labels
@@ -77,10 +77,10 @@ def section_clips(rows: Sequence[LabelRow]) -> list[Clip]:
             of one whole recording that say the same, or that other rows contradict.
     """
     problems: list[Problem] = []
-    by_file: dict[Path, list[Clip]] = defaultdict(list)
+    by_file: dict[Path, list[LabelledClip]] = defaultdict(list)
     for row in rows:
         try:
-            by_file[row.clip.path].append(replace(row.clip, span=_span(row)))
+            by_file[row.clip.path].append(replace(row.clip, section=_section(row)))
         except ValueError as error:
             problems.append(row.clip.problem(str(error)))
     for labelled in by_file.values():
@@ -94,31 +94,32 @@ def section_clips(rows: Sequence[LabelRow]) -> list[Clip]:
     ]
 
 
-def span_of(onset: str, offset: str) -> Span:
+def section_of(onset: str, offset: str) -> ClipSection:
     """Return the section between two times as they stand in a table.
 
     Raises:
         ValueError: a time that is no number or negative, or a section shorter than `MIN_SECTION_S`.
     """
-    span = Span(_seconds("onset", onset), _seconds("offset", offset))
-    if span.onset_s >= span.offset_s:
+    section = ClipSection(_seconds("onset", onset), _seconds("offset", offset))
+    if section.onset_s >= section.offset_s:
         raise ValueError(
-            f"expected an onset before the offset, got {span.onset_s:g} s and {span.offset_s:g} s"
+            "expected an onset before the offset, "
+            f"got {section.onset_s:g} s and {section.offset_s:g} s"
         )
-    if not _is_long_enough(span):
+    if not _is_long_enough(section):
         raise ValueError(
             f"expected at least {MIN_SECTION_S:g} s from onset to offset, "
-            f"got {span.offset_s - span.onset_s:.3g} s"
+            f"got {section.offset_s - section.onset_s:.3g} s"
         )
-    return span
+    return section
 
 
-def _span(row: LabelRow) -> Span | None:
+def _section(row: LabelRow) -> ClipSection | None:
     if not row.onset.strip() and not row.offset.strip():
         return None
     if not row.clip.labels:
         raise ValueError("expected a label for these times, got none")
-    return span_of(row.onset, row.offset)
+    return section_of(row.onset, row.offset)
 
 
 def _seconds(name: str, text: str) -> float:
@@ -131,7 +132,7 @@ def _seconds(name: str, text: str) -> float:
     return value
 
 
-def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
+def _contradictions(labelled: Sequence[LabelledClip]) -> Iterator[Problem]:
     """Yield what contradicts the rows that label one recording as a whole."""
     whole = _whole(labelled)
     if 0 < len(whole) < len(labelled):
@@ -139,7 +140,7 @@ def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
         yield whole[0].problem(
             f"expected times, since line {other.line} is of the same file, got none"
         )
-    listed: dict[frozenset[str], Clip] = {}
+    listed: dict[frozenset[str], LabelledClip] = {}
     for clip in whole:
         first = listed.setdefault(frozenset(clip.labels), clip)
         if first is not clip:
@@ -151,44 +152,52 @@ def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
             )
 
 
-def _whole(labelled: Sequence[Clip]) -> list[Clip]:
+def _whole(labelled: Sequence[LabelledClip]) -> list[LabelledClip]:
     """Return what is said of the whole recording; without any section, also that it is no event."""
-    if all(clip.span is None for clip in labelled):
+    if all(clip.section is None for clip in labelled):
         return list(labelled)
-    return [clip for clip in labelled if clip.labels and clip.span is None]
+    return [clip for clip in labelled if clip.labels and clip.section is None]
 
 
-def _together(whole: Sequence[Clip]) -> list[Clip]:
+def _together(whole: Sequence[LabelledClip]) -> list[LabelledClip]:
     """Return one clip with the labels of all, or none of none."""
     labels = dict.fromkeys(label for clip in whole for label in clip.labels)
     return [replace(clip, labels=tuple(labels)) for clip in whole[:1]]
 
 
-def _is_long_enough(span: Span) -> bool:
-    return round(span.offset_s - span.onset_s, 6) >= MIN_SECTION_S  # 4.1 - 4.0 is a little less
+def _is_long_enough(section: ClipSection) -> bool:
+    return (
+        round(section.offset_s - section.onset_s, 6) >= MIN_SECTION_S
+    )  # 4.1 - 4.0 is a little less
 
 
-def _sections(labelled: Sequence[Clip]) -> list[Clip]:
+def _sections(labelled: Sequence[LabelledClip]) -> list[LabelledClip]:
     """Return the sections of one recording, in order: with labels, then without."""
-    spans = [(clip, clip.span) for clip in labelled if clip.span is not None]
-    edges = sorted({edge for _, span in spans for edge in span})
+    labelled_sections = [(clip, clip.section) for clip in labelled if clip.section is not None]
+    edges = sorted({edge for _, section in labelled_sections for edge in section})
     sections = []
-    for piece in itertools.starmap(Span, itertools.pairwise(edges)):
+    for piece in itertools.starmap(ClipSection, itertools.pairwise(edges)):
         labelled_here = [
             clip
-            for clip, span in spans
-            if span.onset_s <= piece.onset_s and piece.offset_s <= span.offset_s
+            for clip, section in labelled_sections
+            if section.onset_s <= piece.onset_s and piece.offset_s <= section.offset_s
         ]
         if labelled_here and _is_long_enough(piece):
             labels = dict.fromkeys(label for clip in labelled_here for label in clip.labels)
-            sections.append(replace(labelled_here[0], labels=tuple(labels), span=piece))
-    return sections + _without_labels(labelled[0], [span for _, span in spans])
+            sections.append(replace(labelled_here[0], labels=tuple(labels), section=piece))
+    return sections + _without_labels(labelled[0], [section for _, section in labelled_sections])
 
 
-def _without_labels(first: Clip, spans: Sequence[Span]) -> list[Clip]:
+def _without_labels(
+    first: LabelledClip, labelled_sections: Sequence[ClipSection]
+) -> list[LabelledClip]:
     free, end_s = [], 0.0
-    for span in sorted(spans):
-        free.append(Span(end_s, span.onset_s - MARGIN_S))
-        end_s = max(end_s, span.offset_s + MARGIN_S)
-    free.append(Span(end_s, math.inf))
-    return [replace(first, labels=(), row={}, span=span) for span in free if _is_long_enough(span)]
+    for section in sorted(labelled_sections):
+        free.append(ClipSection(end_s, section.onset_s - MARGIN_S))
+        end_s = max(end_s, section.offset_s + MARGIN_S)
+    free.append(ClipSection(end_s, math.inf))
+    return [
+        replace(first, labels=(), row={}, section=section)
+        for section in free
+        if _is_long_enough(section)
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ast_stream.audio.containers import FFMPEG_SUFFIXES, recordings_in
 from ast_stream.audio.recording import RecordingError, recording_duration_s
-from ast_stream.dataset.annotations import Clip, Span, refusal, span_of
+from ast_stream.dataset.annotations import ClipSection, LabelledClip, refusal, section_of
 from ast_stream.dataset.tables import read_lines
 from ast_stream.errors import ConfigError, Problem
 
@@ -34,7 +34,7 @@ def is_segment_list(table: Path) -> bool:
     return False
 
 
-def read_segments(table: Path) -> list[Clip]:
+def read_segments(table: Path) -> list[LabelledClip]:
     """Return the clips of a segment list that are there; those that are not are logged.
 
     Files are looked for in the folder of the list and below it, by the names that downloaders
@@ -47,20 +47,22 @@ def read_segments(table: Path) -> list[Clip]:
     """
     names = _class_names(table)
     files = {path.stem: path for path in sorted(recordings_in(table.parent), key=_rank)}
-    clips: list[Clip] = []
+    clips: list[LabelledClip] = []
     missing: list[str] = []
     problems: list[Problem] = []
     for line, fields in _segments(table):
         try:
-            video, span, labels = _segment(fields, names)
+            video, section, labels = _segment(fields, names)
         except ValueError as error:
             problems.append(Problem(str(table), line, "", str(error)))
             continue
-        path = next((files[stem] for stem in _stems(video, span) if stem in files), None)
+        path = next((files[stem] for stem in _stems(video, section) if stem in files), None)
         if path is None:
             missing.append(video)
         else:
-            clips.append(Clip(path, labels, None, str(table), line, span=_within(path, span)))
+            clips.append(
+                LabelledClip(path, labels, None, str(table), line, section=_within(path, section))
+            )
     if not problems and not clips:
         problems.append(
             Problem(
@@ -84,7 +86,9 @@ def _segments(table: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, [field.strip() for field in fields]
 
 
-def _segment(fields: Sequence[str], names: Mapping[str, str]) -> tuple[str, Span, tuple[str, ...]]:
+def _segment(
+    fields: Sequence[str], names: Mapping[str, str]
+) -> tuple[str, ClipSection, tuple[str, ...]]:
     if len(fields) != N_FIELDS:
         raise ValueError("expected YTID, start, end and a list of classes")
     video, onset, offset, mids = fields
@@ -92,7 +96,7 @@ def _segment(fields: Sequence[str], names: Mapping[str, str]) -> tuple[str, Span
         labels = tuple(names[mid.strip()] for mid in mids.split(","))
     except KeyError as error:
         raise ValueError(f"{LABELS_CSV} has no class {error}") from error
-    return video, span_of(onset, offset), labels
+    return video, section_of(onset, offset), labels
 
 
 def _class_names(table: Path) -> Mapping[str, str]:
@@ -114,9 +118,9 @@ def _class_names(table: Path) -> Mapping[str, str]:
         raise refusal(path, f"expected columns index, mid, display_name ({error!r})") from error
 
 
-def _stems(video: str, span: Span) -> Iterator[str]:
+def _stems(video: str, section: ClipSection) -> Iterator[str]:
     """Yield the names a clip may have without its suffix, the most telling first."""
-    onsets, offsets = _times(span.onset_s), _times(span.offset_s)
+    onsets, offsets = _times(section.onset_s), _times(section.offset_s)
     for name in (video, f"Y{video}"):
         for onset, offset in zip(onsets, offsets, strict=True):
             yield f"{name}_{onset}_{offset}"
@@ -128,13 +132,13 @@ def _times(seconds: float) -> tuple[str, ...]:
     return f"{seconds:.3f}", f"{seconds:.1f}", f"{seconds:g}", f"{round(seconds * 1000)}"
 
 
-def _within(path: Path, span: Span) -> Span | None:
+def _within(path: Path, section: ClipSection) -> ClipSection | None:
     """Return the segment within the file; None if the file is the segment, or unreadable."""
     try:
         duration_s = recording_duration_s(path)
     except RecordingError:
         return None  # reported with all other problems when it is decoded
-    return span if duration_s > span.offset_s - span.onset_s + TOLERANCE_S else None
+    return section if duration_s > section.offset_s - section.onset_s + TOLERANCE_S else None
 
 
 def _rank(path: Path) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.audio.containers import FFMPEG_SUFFIXES, is_recording
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
-from ast_stream.dataset.annotations import Clip, refusal, section_clips
+from ast_stream.dataset.annotations import LabelledClip, refusal, section_clips
 from ast_stream.dataset.audioset_tables import is_segment_list, read_segments
 from ast_stream.dataset.tables import (
     AUDACITY_SUFFIX,
@@ -44,16 +44,16 @@ BEYOND_END_S = 0.1  # by which an offset may exceed the end: people and tools ro
 class DecodedClip:
     """A decoded clip: mono, shape (n_samples,), float32 in [-1, 1], at 16 kHz."""
 
-    clip: Clip
+    clip: LabelledClip
     waveform: Waveform
 
 
-def read_clips(source: Path, columns: Columns | None = None) -> list[Clip]:
+def read_clips(source: Path, columns: Columns | None = None) -> list[LabelledClip]:
     """Return the labelled files and sections of `source`; see `read_data`."""
     return [clip for clip in read_data(source, columns) if clip.labels]
 
 
-def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
+def read_data(source: Path, columns: Columns | None = None) -> list[LabelledClip]:
     """Return the clips of `source`, with the sections of long recordings that have no label.
 
     Args:
@@ -84,20 +84,20 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
     return clips
 
 
-def write_clips(clips: Sequence[tuple[Clip, str]], path: Path) -> None:
+def write_clips(clips: Sequence[tuple[LabelledClip, str]], path: Path) -> None:
     """Write labelled clips, each with a fold, as a table that `read_clips` reads."""
-    has_spans = any(clip.span for clip, _ in clips)
+    has_sections = any(clip.section for clip, _ in clips)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "label", "fold", *(["onset", "offset"] if has_spans else [])])
+        writer.writerow(["file", "label", "fold", *(["onset", "offset"] if has_sections else [])])
         for clip, fold in clips:
-            times = [f"{time:.3f}" for time in clip.span] if clip.span else ["", ""]
+            times = [f"{time:.3f}" for time in clip.section] if clip.section else ["", ""]
             cells = [clip.path.resolve(), LABEL_SEPARATOR.join(clip.labels), fold]
-            writer.writerow([*cells, *(times if has_spans else [])])
+            writer.writerow([*cells, *(times if has_sections else [])])
 
 
 def load_recordings(
-    clips: Sequence[Clip],
+    clips: Sequence[LabelledClip],
     known_labels: Collection[str] | None = None,
     min_clips: int = MIN_CLIPS,
 ) -> list[DecodedClip]:
@@ -150,7 +150,7 @@ def load_recordings(
 
 
 def read_waveform(path: Path) -> Waveform:
-    """Return a file as the detector hears it, as mono float32 at 16 kHz, shape (n_samples,).
+    """Return a file as the detector gets it: mono float32 at 16 kHz, shape (n_samples,).
 
     Raises:
         RecordingError: it cannot be read, is damaged or cut off, or holds no samples.
@@ -176,32 +176,32 @@ def _decode(path: Path) -> tuple[Waveform, int]:
     return to_waveform(np.concatenate(blocks)), rates[0]
 
 
-def _section(waveform: Waveform, clip: Clip) -> Waveform:
-    """Return the samples of the clip's span.
+def _section(waveform: Waveform, clip: LabelledClip) -> Waveform:
+    """Return the samples of the clip's section.
 
     Raises:
         ValueError: its labels begin or end after the end of the file.
     """
-    if clip.span is None:
+    if clip.section is None:
         return waveform
     duration_s = samples_to_seconds(len(waveform))
-    if clip.labels and seconds_to_samples(clip.span.onset_s) >= len(waveform):
+    if clip.labels and seconds_to_samples(clip.section.onset_s) >= len(waveform):
         raise ValueError(
             f"onset: expected less than {duration_s:.2f} s, where the file ends, "
-            f"got {clip.span.onset_s:g} s"
+            f"got {clip.section.onset_s:g} s"
         )
-    if clip.labels and clip.span.offset_s > duration_s + BEYOND_END_S:
+    if clip.labels and clip.section.offset_s > duration_s + BEYOND_END_S:
         raise ValueError(
             f"offset: expected at most {duration_s:.2f} s, where the file ends, "
-            f"got {clip.span.offset_s:g} s"
+            f"got {clip.section.offset_s:g} s"
         )
-    end = None if math.isinf(clip.span.offset_s) else seconds_to_samples(clip.span.offset_s)
+    end = None if math.isinf(clip.section.offset_s) else seconds_to_samples(clip.section.offset_s)
     # a copy: a view would keep the whole recording in memory for one bark
-    return waveform[seconds_to_samples(clip.span.onset_s) : end].copy()
+    return waveform[seconds_to_samples(clip.section.onset_s) : end].copy()
 
 
 def _unknown_labels(
-    clips: Iterable[Clip], known_labels: Collection[str] | None
+    clips: Iterable[LabelledClip], known_labels: Collection[str] | None
 ) -> Iterator[Problem]:
     if known_labels is None:
         return
@@ -211,7 +211,7 @@ def _unknown_labels(
                 yield clip.problem(f"unknown label {label!r}{did_you_mean(label, known_labels)}")
 
 
-def _too_few(clips: Sequence[Clip], min_clips: int) -> list[Problem]:
+def _too_few(clips: Sequence[LabelledClip], min_clips: int) -> list[Problem]:
     """Return a problem for each class with fewer than `min_clips` files or rows of a table."""
     sources: dict[str, set[tuple[Path, int | None]]] = defaultdict(set)
     for clip in clips:
@@ -224,16 +224,18 @@ def _too_few(clips: Sequence[Clip], min_clips: int) -> list[Problem]:
     ]
 
 
-def _of_class(clips: Sequence[Clip], label: str, text: str) -> Problem:
+def _of_class(clips: Sequence[LabelledClip], label: str, text: str) -> Problem:
     return Problem(clips[0].table or str(clips[0].path.parent.parent), None, label, text)
 
 
-def _silence_text(clip: Clip) -> str:
-    where = f" from {clip.span.onset_s:g} s to {clip.span.offset_s:g} s" if clip.span else ""
+def _silence_text(clip: LabelledClip) -> str:
+    where = (
+        f" from {clip.section.onset_s:g} s to {clip.section.offset_s:g} s" if clip.section else ""
+    )
     return f"expected sound, got silence only{where}"
 
 
-def _inseparable(clips: Sequence[Clip]) -> list[Problem]:
+def _inseparable(clips: Sequence[LabelledClip]) -> list[Problem]:
     """Return a problem for each label that a table would give back as two."""
     first = {label: clip for clip in reversed(clips) for label in clip.labels}
     return [

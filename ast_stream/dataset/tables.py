@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ast_stream.audio.containers import is_recording, recordings_in
-from ast_stream.dataset.annotations import Clip, LabelRow, refusal, section_clips
+from ast_stream.dataset.annotations import LabelledClip, LabelRow, refusal, section_clips
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 
@@ -59,14 +59,14 @@ class Table(NamedTuple):
     delimiter: str
 
 
-def read_folder(folder: Path) -> list[Clip]:
+def read_folder(folder: Path) -> list[LabelledClip]:
     """Return the files of each sub-folder, labelled by its name, and labelled recordings.
 
     A recording in `folder` itself counts if an Audacity label track lies beside it. Recordings in
     formats that cannot be read are among the files: the decoder says so.
     """
     clips = [
-        Clip(path, (sub_folder.name,))
+        LabelledClip(path, (sub_folder.name,))
         for sub_folder in sorted(folder.iterdir())
         if sub_folder.is_dir() and not sub_folder.name.startswith(".")
         for path in recordings_in(sub_folder)
@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> list[Clip]:
     return clips + section_clips(rows)
 
 
-def read_table(table: Path, columns: Columns) -> list[Clip]:
+def read_table(table: Path, columns: Columns) -> list[LabelledClip]:
     """Return the labelled files of a table, and the sections of one with onsets and offsets.
 
     Raises:
@@ -93,7 +93,7 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
     accepted = _accepted(table, rows, columns.where or {})
     fold, onset, offset = columns.fold or FOLD, columns.onset or ONSET, columns.offset or OFFSET
     has_times = onset in header
-    clips: list[Clip] = []
+    clips: list[LabelledClip] = []
     for line, row in rows:
         if any(row[name] not in values for name, values in accepted.items()):
             continue
@@ -106,7 +106,7 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         if not row[columns.file].strip():
             problems.append(Problem(str(table), line, columns.file, "expected a file, got none"))
         path = find_beside(table, row[columns.file])
-        clips.append(Clip(path, labels, row.get(fold) or None, str(table), line, row))
+        clips.append(LabelledClip(path, labels, row.get(fold) or None, str(table), line, row))
     if problems:
         raise ConfigError(problems)
     times = [[clip.row.get(name, "") for name in (onset, offset)] for clip in clips]
@@ -132,7 +132,7 @@ def audacity_rows(track: Path, recording: Path) -> list[LabelRow]:
                 Problem(str(track), number, "", "expected onset, offset and label between tabs")
             )
             continue
-        clip = Clip(recording, (parts[2].strip(),), table=str(track), line=number)
+        clip = LabelledClip(recording, (parts[2].strip(),), table=str(track), line=number)
         onset, offset = (part.replace(",", ".") for part in parts[:2])
         rows.append(LabelRow(clip, onset, offset))
     if problems:

@@ -137,7 +137,7 @@ class Watcher:
         self._hop = hop
         self._bands = BandMeter(window, hop)
         self._asked_until: Indices = np.zeros(0, np.int64)
-        self._heard: _Heard | None = None
+        self._heard: _SmallModelScores | None = None
 
     @property
     def n_scored(self) -> int:
@@ -165,7 +165,7 @@ class Watcher:
         self._asked_until = np.pad(self._asked_until, (0, more), constant_values=NEVER)
 
     def reset(self, slot: int) -> None:
-        """Forget a slot: it starts, or goes on behind a gap."""
+        """Forget a slot: its stream starts, or continues behind a gap."""
         self._asked_until[slot] = NEVER
 
     def asked_until(self, slot: int) -> int:
@@ -195,7 +195,7 @@ class Watcher:
             # also where overload leaves the window out: the next one will be asked about
             is_heard = windows.is_due & ~windows.is_gated
             is_change = is_heard & (rises >= self._settings.change_db)
-        self._heard = _Heard(windows, scores, is_likely, is_change)
+        self._heard = _SmallModelScores(windows, scores, is_likely, is_change)
 
     def ask(self, hop: int, is_first: Flags, is_live: Flags, steady: Flags) -> DueWindows:
         """Return the windows of one hop of the step that was heard last, for the large model.
@@ -234,7 +234,7 @@ class Watcher:
         )
 
     def with_scores(self, events: Sequence[Event], hop: int) -> list[Event]:
-        """Return what a hop of the step decided, with what the small model says of each event."""
+        """Return the decisions of a hop, with the small model's score of each event."""
         assert self._heard is not None
         windows, scores = self._heard.windows, self._heard.scores[hop]
         rows = {
@@ -250,7 +250,7 @@ class Watcher:
 
 
 @dataclass(frozen=True, eq=False)
-class _Heard:
+class _SmallModelScores:
     """What the small model made of the windows of one step.
 
     Attributes:

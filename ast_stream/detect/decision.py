@@ -69,7 +69,7 @@ _NOTHING: Transitions = np.zeros(0, TRANSITION)
 
 @dataclass(frozen=True)
 class Opinion:
-    """What somebody who heard more thinks of an event that is about to begin.
+    """The second opinion of a verifier on an event that is about to begin.
 
     Attributes:
         score: that it is right, in [0, 1]; None: not said.
@@ -281,7 +281,7 @@ class Decision:
         )
 
     def keep_opinion(self, slot: int, index: int, opinion: Opinion) -> None:
-        """Keep what a second opinion says of an event that has just begun.
+        """Store the second opinion on an event that has just begun.
 
         Of one that is withheld the begin is taken back, and nothing of it is published.
         """

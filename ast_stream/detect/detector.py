@@ -18,9 +18,9 @@ from torch import Tensor
 from ast_stream.detect.cascade import Cascade, Watcher
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
-from ast_stream.detect.opinion import SecondOpinion, embedding_of
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.scorer import DueWindows, HopRun, HopRuns, LevelMeter, WindowScorer
+from ast_stream.detect.second_opinion import SecondOpinion, embedding_of
 from ast_stream.detect.state import NEVER, DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -47,7 +47,7 @@ Samples = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Ending:
-    """What happens to a slot once all its audio is scored.
+    """What to do with a slot once all its audio is scored.
 
     Attributes:
         restart_at: first sample behind a gap, or None where the stream is over.
@@ -75,13 +75,12 @@ class StreamStatus:
 
     level_dbfs: float
     hop_s: float
-    scored_to: int
     open_events: int
 
 
 @dataclass(frozen=True, eq=False)
 class HeardFrames:
-    """Log-mel frames of one stream, as the model hears them.
+    """Log-mel frames of one stream, as the model gets them.
 
     Attributes:
         first_frame: frame i covers samples [160 i, 160 i + 400) of the epoch.
@@ -114,6 +113,7 @@ class Detector:
 
     Attributes:
         withheld: by class and stream, how many events did not begin for an opinion.
+        n_taken: windows that `run` has counted, whether anything was decided by them yet or not.
 
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop), or a small model
@@ -145,6 +145,7 @@ class Detector:
         self.max_streams = max_streams
         self._tagger = tagger
         self._on_scores = on_scores
+        self.n_taken = 0
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
@@ -190,7 +191,7 @@ class Detector:
 
     @property
     def n_scored(self) -> int:
-        """Windows that the model has scored; of a cascade, the small model, which hears all."""
+        """Windows that the model has scored; with a cascade, its small model, which scores all."""
         return self._scorer.n_scored if self._watcher is None else self._watcher.n_scored
 
     @property
@@ -215,7 +216,7 @@ class Detector:
         return self._names.streams
 
     def use(self, detection: DetectionSettings) -> None:
-        """Decide by other settings from the next window on; open events go on.
+        """Apply other settings from the next window on; open events continue.
 
         Raises:
             UsageError: a setting that does not fit the model; nothing has changed.
@@ -354,6 +355,17 @@ class Detector:
         """Return how many windows of `stream` wait to be scored."""
         return self._positions.hops_waiting_of(self._names.slot(stream))
 
+    def windows_of(self, n_samples: int) -> int:
+        """Return how many windows a stream of so many samples has, from its start to its flush.
+
+        Scored or gated; without gaps or strides.
+        """
+        last = n_samples
+        if n_samples >= FRAME_LENGTH:
+            last += self.window - min(self._flush_context, n_samples)
+        n_early = min(self._min_context - 1, n_samples) // self.hop
+        return last // self.hop - n_early
+
     def run(self, max_windows: int | None = None) -> list[Event]:
         """Score the windows that are due and return the events, in order for each stream.
 
@@ -375,8 +387,16 @@ class Detector:
             self._names.remove(stream)
         return events
 
+    def drop(self, stream: str) -> None:
+        """Forget a stream that moves to another worker: nothing more is scored, no event ends."""
+        slot = self._names.slot(stream)
+        self._owed = [event for event in self._owed if event.stream != stream]
+        self._endings.pop(slot, None)
+        self.settle_runs()
+        self._names.remove(stream)
+
     def end_events(self, stream: str, reason: EndReason) -> list[Event]:
-        """End the open events of a stream that goes on, or may; what is due is not scored."""
+        """End the open events of a stream that continues; windows that are due are not scored."""
         events, self._owed = self._owed, []
         return events + self._close(self._names.slot(stream), reason)
 
@@ -426,7 +446,6 @@ class Detector:
         return StreamStatus(
             level_dbfs=self._levels.level_dbfs(slot),
             hop_s=float(self._positions.stride[slot]) * self.hop / SAMPLE_RATE,
-            scored_to=self._positions.decided(slot),
             open_events=self._decision.open_count(slot),
         )
 
@@ -489,6 +508,7 @@ class Detector:
             for part in (slots[at : at + step] for at in range(0, len(slots), step)):
                 before, begun = begun, self._begin(part, n_hops)
                 n_windows += len(part) * n_hops
+                self.n_taken += len(part) * n_hops
                 if before is not None:
                     events += self._finish(before)
                 if not self._runs_ahead:

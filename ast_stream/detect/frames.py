@@ -1,4 +1,4 @@
-"""Frames of every stream: what its windows say of each moment, averaged until it is decided.
+"""Frame scores: what overlapping windows say of the same moment, averaged until it is decided.
 
 A window of a checkpoint with a frame head scores each of its time patches. Windows overlap, so the
 same moment is scored several times, each time with more of what follows it. The frames of a stream
@@ -100,7 +100,7 @@ class FrameAverages:
             setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=NEVER))
 
     def reset(self, slot: int) -> None:
-        """Forget the frames of a slot: it starts, or goes on behind a gap."""
+        """Forget the frames of a slot: its stream starts, or continues behind a gap."""
         self._sums[slot] = self._weights[slot] = 0
         self._last[slot] = -MAX_LOGIT
         self._first[slot] = self._next[slot] = self._known[slot] = NEVER

@@ -1,4 +1,4 @@
-"""What the decision stage decides by: settings in seconds become arrays in hops and samples, once.
+"""Parameters of the decision stage: settings in seconds become hops and samples, once.
 
 Nothing here needs torch: alert rules and the checks of a configuration read it, too.
 """

@@ -1,4 +1,4 @@
-"""What windows or their frames score: nothing below the level gate, else what the model says.
+"""The scores of windows or frames: none below the level gate, else the model's.
 
 Which hops were listened to follows from that: runs of hops that were dealt with alike.
 """
@@ -55,15 +55,15 @@ class DueWindows:
 
     def of_hop(self, hop: int) -> DueWindows:
         """Return the windows of one hop."""
-        one = slice(hop, hop + 1)
+        rows = slice(hop, hop + 1)
         return replace(
             self,
-            hop_ends=self.hop_ends[one],
-            is_due=self.is_due[one],
-            is_run=self.is_run[one],
-            is_gated=self.is_gated[one],
-            is_unasked=self.is_unasked[one],
-            is_passed_over=self.is_passed_over[one],
+            hop_ends=self.hop_ends[rows],
+            is_due=self.is_due[rows],
+            is_run=self.is_run[rows],
+            is_gated=self.is_gated[rows],
+            is_unasked=self.is_unasked[rows],
+            is_passed_over=self.is_passed_over[rows],
         )
 
 
@@ -175,7 +175,7 @@ class WindowScorer:
         shape: tuple[int, ...],
         nothing: float,
     ) -> Awaited:
-        """Begin what the model says of the windows to run, shape (hops, n, *shape, classes).
+        """Start scoring the windows that are due, shape (hops, n, *shape, classes).
 
         Args:
             nothing: stands where it was not run, and for NaN (an overflow in half precision, say),
@@ -206,7 +206,7 @@ class WindowScorer:
 
 
 def at_once(model: Callable[[Tensor], npt.NDArray[np.float32]]) -> Callable[[Tensor], Awaited]:
-    """Return what begins what a model says of windows, of one that has no need to wait."""
+    """Return a function that starts scoring windows and returns finished results."""
 
     def begin(windows: Tensor) -> Awaited:
         found = model(windows)
@@ -341,7 +341,7 @@ class HopRuns:
         self._end(slot)
 
     def settle(self) -> None:
-        """Report what is known of all slots; their runs go on as new ones."""
+        """Close the runs of all slots, and report them; new runs follow."""
         for stream in self._names.streams:
             self._end(self._names.slot(stream))
 

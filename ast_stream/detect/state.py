@@ -1,4 +1,4 @@
-"""What is kept of a stream to go on after a kill: typed records, checked when they are read."""
+"""The state of a stream that survives a kill: typed records, validated when they are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NEVER = -1  # a sample index that has not come
+MAX_UNCERTAINTY_S = 86_400.0
 MAX_SAMPLE = 2**53  # JSON numbers are exact up to here
 
 
@@ -37,6 +38,9 @@ _Score = Annotated[float, Field(ge=0, le=1.001), Column(np.float32)]  # averages
 _WindowScore = Annotated[float, Field(ge=0, le=1.001), Column(np.float32, lasts="gap")]
 _Opinion = Annotated[float, Field(ge=NEVER, le=1), Column(np.float32)]
 _Sum = Annotated[float, Field(ge=0, le=MAX_SAMPLE), Column(np.float64)]
+
+# bounded, so that no state can carry an absurd one
+_Uncertainty = Annotated[float, Field(ge=0, le=MAX_UNCERTAINTY_S), Column(np.float64)]
 
 
 class _Record(BaseModel):
@@ -81,7 +85,7 @@ class ClassState(_Record):
     first_seen: _SampleOrNever = NEVER
     low_since: _SampleOrNever = NEVER
     onset: _SampleOrNever = NEVER
-    uncertainty_s: _Sum = 0.0
+    uncertainty_s: _Uncertainty = 0.0
     peak: _Score = 0.0
     score_sum: _Sum = 0.0
     score_count: _Sample = 0

@@ -1,4 +1,4 @@
-"""Verifiers: for a class, a line through the encoder's space with right events on one side.
+"""Verifiers: for each class a linear classifier on the embeddings of the encoder.
 
 A file of them holds, for each class, a vector of weights and a number, as safetensors with a
 description as JSON in its header. It belongs to one checkpoint: the space of another is another.
@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ast_stream.detect.decision import Opinion
-from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.second_opinion import Embedding
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Event
-from ast_stream.runtime.files import DamagedFileError, read_bounded, replace_file
+from ast_stream.runtime.files import DamagedFileError, read_bounded, reason_of, replace_file
 from ast_stream.settings.schema import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class VerifiersDescription(_Part):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        labels = [one.label for one in self.classes]
+        labels = [verifier.label for verifier in self.classes]
         if len(set(labels)) < len(labels):
             raise ValueError("expected one verifier for each class")
         return self
@@ -134,8 +134,7 @@ class VerifiersFile:
             tensors = load(content)
             description = VerifiersDescription.model_validate_json(_header(content))
         except (OSError, DamagedFileError) as error:
-            why = error.strerror if isinstance(error, OSError) else None
-            raise StartupError(f"verifiers: {path}: {why or error}") from error
+            raise StartupError(f"verifiers: {path}: {reason_of(error)}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -185,7 +184,7 @@ class Verifiers:
     def __init__(self, file: VerifiersFile, labels: Sequence[str], *, is_tag_only: bool) -> None:
         self.file = file
         self._is_tag_only = is_tag_only
-        known = {one.label: number for number, one in enumerate(file.description.classes)}
+        known = {verifier.label: number for number, verifier in enumerate(file.description.classes)}
         self._numbers = {
             index: known[label] for index, label in enumerate(labels) if label in known
         }
@@ -193,7 +192,7 @@ class Verifiers:
     @property
     def labels(self) -> list[str]:
         """The classes that have a verifier."""
-        return [one.label for one in self.file.description.classes]
+        return [verifier.label for verifier in self.file.description.classes]
 
     def concerns(self, index: int) -> bool:
         """Return whether the class with this index has a verifier."""
@@ -254,8 +253,8 @@ def check_checkpoint(
 
 
 def problem_with_labels(description: VerifiersDescription, labels: Sequence[str]) -> str | None:
-    """Return which verifier is of a class that a model lacks, as a sentence; None: none is."""
-    for one in description.classes:
-        if one.label not in labels:
-            return f"the model has no class '{one.label}'"
+    """Return a sentence about a verifier whose class the model lacks; None if there is none."""
+    for verifier in description.classes:
+        if verifier.label not in labels:
+            return f"the model has no class '{verifier.label}'"
     return None

@@ -1,4 +1,4 @@
-"""What other thresholds would give: recall against false alarms per hour.
+"""Recall against false alarms per hour, at other thresholds.
 
 The decision stage that runs live decides every stream once more, at many thresholds at once. An
 event finds a reference event if one of its windows holds some of it: by windows and not by
@@ -60,7 +60,9 @@ def decide_at_thresholds(
             seconds_to_samples(soundscape.layout.duration_s),
         )
         (events,) = decide_streams(
-            DecisionParameters.joined([parameters.at_thresholds(one, thresholds) for one in index]),
+            DecisionParameters.joined(
+                [parameters.at_thresholds(class_index, thresholds) for class_index in index]
+            ),
             [stream],
             np.repeat(np.arange(len(labels)), n),
         )
@@ -87,7 +89,7 @@ def threshold_curve(
     n_sounds, hours = 0, 0.0
     for soundscape, its in zip(scored, events, strict=True):
         window = known_parameters(soundscape).geometry.window
-        sounds = [one for one in soundscape.layout.truth if one.label == label]
+        sounds = [sound for sound in soundscape.layout.truth if sound.label == label]
         is_found, false = found_and_false(its, sounds, len(thresholds), window)
         n_found += is_found.sum(axis=1)
         n_false += false

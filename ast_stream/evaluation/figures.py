@@ -11,11 +11,11 @@ import numpy as np
 
 from ast_stream.evaluation.clip_figures import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
-from ast_stream.evaluation.scoring import MeasureSettings, ScoredMaterial, Subject
+from ast_stream.evaluation.scoring import EvaluatedModel, MeasureSettings, ScoredMaterial
 from ast_stream.evaluation.stream_figures import (
     FalseAlarms,
     Measured,
-    StreamReport,
+    SoundscapeReport,
     measure_streams,
     negatives_report,
 )
@@ -70,14 +70,14 @@ class Evaluation:
     models: tuple[ModelFigures, ...]
     clips: ClipFigures | None
     streams: Measured | None
-    alarms: StreamReport | None
+    alarms: SoundscapeReport | None
     negatives: FalseAlarms | None
     negatives_by_label: dict[str, FalseAlarms]
     negatives_by_expected: dict[str, FalseAlarms]
 
 
 def evaluate(
-    subjects: Sequence[Subject], material: ScoredMaterial, settings: MeasureSettings
+    subjects: Sequence[EvaluatedModel], material: ScoredMaterial, settings: MeasureSettings
 ) -> Evaluation:
     """Return the figures of what was scored."""
     labels, seed = material.labels, settings.seed
@@ -87,8 +87,8 @@ def evaluate(
     ]
     reports = iter(by_model)
     models = tuple(
-        _model_figures(one, next(reports) if one.foregrounds else None, settings)
-        for one in subjects
+        _model_figures(subject, next(reports) if subject.foregrounds else None, settings)
+        for subject in subjects
     )
     negatives, negatives_by_label = None, dict[str, FalseAlarms]()
     if material.negatives:
@@ -106,10 +106,11 @@ def evaluate(
 
 
 def _by_expected(material: ScoredMaterial, labels: Sequence[str]) -> dict[str, FalseAlarms]:
-    expected = {one.expected_label for one in material.negatives} - {None}
+    expected = {negative.expected_label for negative in material.negatives} - {None}
     return {
         label: negatives_report(
-            [one for one in material.negatives if one.expected_label == label], labels
+            [negative for negative in material.negatives if negative.expected_label == label],
+            labels,
         )[0]
         for label in labels
         if label in expected
@@ -136,13 +137,13 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def jsonable(value: Any) -> Any:
     """Return dataclasses, arrays and mappings as what JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: jsonable(one) for name, one in vars(value).items()}
+        return {name: jsonable(field) for name, field in vars(value).items()}
     if isinstance(value, Mapping):
-        return {str(key): jsonable(one) for key, one in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())
     if isinstance(value, list | tuple):
-        return [jsonable(one) for one in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float):
         return _finite(value)
     return value if isinstance(value, int | str | None) else str(value)
@@ -163,14 +164,16 @@ def _clip_figures(
     names = [foreground.name or str(number) for number, foreground in enumerate(foregrounds)]
     return ClipFigures(
         accuracy=bootstrap_ratio(is_right, [1.0] * len(foregrounds), names, seed),
-        mean_accuracy=float(np.mean([one.accuracy for one in by_model])),
-        mean_average_precision=float(np.mean([one.mean_average_precision for one in by_model])),
+        mean_accuracy=float(np.mean([report.accuracy for report in by_model])),
+        mean_average_precision=float(
+            np.mean([report.mean_average_precision for report in by_model])
+        ),
         pooled=clip_report(foregrounds, scores, material.labels),
     )
 
 
 def _model_figures(
-    subject: Subject, clips: ClipReport | None, settings: MeasureSettings
+    subject: EvaluatedModel, clips: ClipReport | None, settings: MeasureSettings
 ) -> ModelFigures:
     tagger = subject.tagger
     return ModelFigures(

@@ -1,4 +1,4 @@
-"""How sure a figure is: exact Poisson bounds of rates, and bootstrap intervals over clusters.
+"""Confidence intervals: exact Poisson bounds of rates, and the bootstrap over clusters.
 
 Exact bounds are scipy's. Its `bootstrap` could resample clusters by their indices, but its
 intervals are undefined where some resamples are: those without any sound of a class, and those

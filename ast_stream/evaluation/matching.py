@@ -113,8 +113,8 @@ def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Ma
     A detection finds every sound that it overlaps. One that overlaps none finds the nearest, if
     that is within `TOLERANCE_S`; else it is a false alarm.
     """
-    ordered = sorted(detected, key=lambda one: (one.onset_s, one.offset_s))
-    hits = [_hits(sounds, one) for one in ordered]
+    ordered = sorted(detected, key=lambda event: (event.onset_s, event.offset_s))
+    hits = [_hits(sounds, event) for event in ordered]
     matched = []
     for index, sound in enumerate(sounds):
         which = [number for number, hit in enumerate(hits) if index in hit]
@@ -126,7 +126,7 @@ def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Ma
                 is_last=not which or hits[which[-1]][-1] == index,
             )
         )
-    false = tuple(one for one, hit in zip(ordered, hits, strict=True) if not hit)
+    false = tuple(event for event, hit in zip(ordered, hits, strict=True) if not hit)
     return Matches(tuple(matched), false)
 
 
@@ -192,7 +192,11 @@ def _crossing_down(scored: ScoredSoundscape, parameters: DecisionParameters, end
 def sound_spans(scored: ScoredSoundscape, label: str) -> Spans:
     """Return the sounds of one class."""
     return spans_of(
-        [(one.onset_s, one.offset_s, 1.0) for one in scored.layout.truth if one.label == label]
+        [
+            (sound.onset_s, sound.offset_s, 1.0)
+            for sound in scored.layout.truth
+            if sound.label == label
+        ]
     )
 
 
@@ -200,9 +204,9 @@ def detected_spans(scored: ScoredSoundscape, label: str) -> Spans:
     """Return the events of one class, each with its highest score; empty ones are left out."""
     return spans_of(
         [
-            (one.onset_s, one.offset_s, one.confidence)
-            for one in detections(scored, label)
-            if one.offset_s > one.onset_s
+            (event.onset_s, event.offset_s, event.confidence)
+            for event in detections(scored, label)
+            if event.offset_s > event.onset_s
         ]
     )
 

@@ -14,7 +14,7 @@ from ast_stream.evaluation.curves import ThresholdCurve
 from ast_stream.evaluation.figures import Evaluation
 from ast_stream.evaluation.matching import ReferenceMatch
 from ast_stream.evaluation.stream_figures import (
-    StreamReport,
+    SoundscapeReport,
     detection_delays,
     offset_errors,
     onset_errors,
@@ -38,7 +38,7 @@ def plots(evaluation: Evaluation) -> dict[str, bytes]:
     if evaluation.streams is not None:
         measured = evaluation.streams
         sounds = [
-            one for parts in measured.matched.values() for part in parts for one in part.sounds
+            sound for parts in measured.matched.values() for part in parts for sound in part.sounds
         ]
         made["recall"] = recall_plot(measured.curves, measured.report)
         made["times"] = times_plot(sounds)
@@ -66,7 +66,7 @@ def confusion_plot(report: ClipReport) -> Figure:
     return figure
 
 
-def recall_plot(curves: dict[str, ThresholdCurve], report: StreamReport) -> Figure:
+def recall_plot(curves: dict[str, ThresholdCurve], report: SoundscapeReport) -> Figure:
     """Return recall against false alarms per hour, a panel a class; the dot is as shipped."""
     n_columns = min(PANELS_PER_ROW, max(1, len(curves)))
     n_rows = max(1, math.ceil(len(curves) / n_columns))

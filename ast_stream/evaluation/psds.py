@@ -113,7 +113,7 @@ def psds(
         durations_s: of each soundscape, shape (n_soundscapes,).
         weights: how often each soundscape counts, shape (n_soundscapes,); None: once.
     """
-    curves = [class_curve(one, durations_s, criteria, weights) for one in sweeps.values()]
+    curves = [class_curve(swept, durations_s, criteria, weights) for swept in sweeps.values()]
     if not curves:
         return float("nan")
     recall, false_per_h = mean_curve(curves, criteria)

@@ -1,4 +1,4 @@
-"""An evaluation in words and tables, and as a folder: one page, the figures as JSON, the plots."""
+"""The report of an evaluation: text and tables, and a folder with page, JSON and plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ast_stream.evaluation.figures import Evaluation, as_json, jsonable
 from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.scoring import MeasureSettings
-from ast_stream.evaluation.stream_figures import FalseAlarms, StreamReport, TimingFigures
+from ast_stream.evaluation.stream_figures import FalseAlarms, SoundscapeReport, TimingFigures
 from ast_stream.version import __version__
 
 MANY_SOUNDS_PER_EVENT = 1.5
@@ -54,10 +54,10 @@ def summary(evaluation: Evaluation, settings: MeasureSettings) -> list[str]:
         )
         if len(evaluation.models) > 1:
             lines += [
-                f"  fold {', '.join(one.folds)}: {one.accuracy:.1%} of {one.n_clips}, "
-                f"mAP {one.mean_average_precision:.3f}"
-                for one in evaluation.models
-                if one.accuracy is not None
+                f"  fold {', '.join(model.folds)}: {model.accuracy:.1%} of {model.n_clips}, "
+                f"mAP {model.mean_average_precision:.3f}"
+                for model in evaluation.models
+                if model.accuracy is not None
             ]
             lines.append(f"  mean over the models: {clips.mean_accuracy:.1%}")
     if evaluation.streams is not None:
@@ -75,7 +75,7 @@ def summary(evaluation: Evaluation, settings: MeasureSettings) -> list[str]:
     return lines
 
 
-def _stream_lines(report: StreamReport, settings: MeasureSettings) -> list[str]:
+def _stream_lines(report: SoundscapeReport, settings: MeasureSettings) -> list[str]:
     low, high = settings.snr_db
     snr = f"{low:g} dB" if low == high else f"{low:g} to {high:g} dB"
     timing, within = report.timing, report.mean_recall_within
@@ -88,13 +88,14 @@ def _stream_lines(report: StreamReport, settings: MeasureSettings) -> list[str]:
         + ", ".join(f"{name}/h: {value:.1%}" for name, value in within.items())
         + " false events per class (best thresholds)",
         *_timing_lines(timing),
-        "  " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.psds.items()),
-        "  F1: " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.mean_f1.items()),
+        "  " + ", ".join(f"{name} {interval.value:.3f}" for name, interval in report.psds.items()),
+        "  F1: "
+        + ", ".join(f"{name} {interval.value:.3f}" for name, interval in report.mean_f1.items()),
     ]
 
 
 def _timing_lines(timing: TimingFigures) -> list[str]:
-    """Return what there is to say of times: nothing where nothing was found."""
+    """Return the lines about timing; none where nothing was found."""
     both = (("onset", timing.onset, timing.raw_onset), ("offset", timing.offset, timing.raw_offset))
     errors = [
         f"{name} {errors.bias_s:+.2f} s, median error {errors.median_absolute_s:.2f} s"
@@ -142,13 +143,13 @@ def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         if streams is not None:
             cells["false/h"] = f"{streams.false_alarms_by_label[label].per_h:.1f}"
         if streams is not None and label in streams.by_label:
-            one = streams.by_label[label]
-            cells["found"] = f"{one.n_found}/{one.n_sounds}"
-            cells["recall"] = f"{one.recall.value:.0%}"
-            cells["at 0.5/h"] = f"{one.recall_within['0.5']:.0%}"
-            cells["onset s"] = number(one.timing.onset.median_absolute_s)
-            cells["offset s"] = number(one.timing.offset.median_absolute_s)
-            cells["detect s"] = number(one.timing.detect_p50_s.value)
+            figures = streams.by_label[label]
+            cells["found"] = f"{figures.n_found}/{figures.n_sounds}"
+            cells["recall"] = f"{figures.recall.value:.0%}"
+            cells["at 0.5/h"] = f"{figures.recall_within['0.5']:.0%}"
+            cells["onset s"] = number(figures.timing.onset.median_absolute_s)
+            cells["offset s"] = number(figures.timing.offset.median_absolute_s)
+            cells["detect s"] = number(figures.timing.detect_p50_s.value)
         if label in evaluation.negatives_by_label:
             cells["quiet/h"] = f"{evaluation.negatives_by_label[label].per_h:.1f}"
         rows.append([cells.get(heading, "") for heading in headings])
@@ -196,10 +197,10 @@ def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
             **report.psds,
             **{f"F1, {kind}": interval for kind, interval in report.mean_f1.items()},
         }
-        for what, one in figures.items():
-            between = f"{number(one.low)} to {number(one.high)}"
-            between = "too few" if math.isnan(one.low) else between
-            rows.append([f"{name}: {what}", number(one.value), between])
+        for what, interval in figures.items():
+            between = f"{number(interval.low)} to {number(interval.high)}"
+            between = "too few" if math.isnan(interval.low) else between
+            rows.append([f"{name}: {what}", number(interval.value), between])
         false = report.false_alarms_per_class
         what = f"{name}: false events per hour and class"
         rows.append([what, f"{false.per_h:.2f}", f"below {false.bound_per_h:.2f}"])
@@ -255,9 +256,14 @@ def _page(
     content: Mapping[str, Any],
 ) -> str:
     models = []
-    for one in evaluation.models:
-        sizes = (f"{one.window_s:g}", f"{one.hop_s:g}", ", ".join(one.folds), str(one.n_clips))
-        models.append([one.name, one.hash, *sizes])
+    for model in evaluation.models:
+        sizes = (
+            f"{model.window_s:g}",
+            f"{model.hop_s:g}",
+            ", ".join(model.folds),
+            str(model.n_clips),
+        )
+        models.append([model.name, model.hash, *sizes])
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Evaluation</title>",
         f"<style>{STYLE}</style><h1>Evaluation</h1>",

@@ -1,4 +1,4 @@
-"""What an evaluation runs on: models, each on sounds it was not trained on, scored and pooled.
+"""Models scored on sounds that they were not trained on, and their scores pooled.
 
 With several models (one for each fold) every clip is scored by the model that has not seen it, so
 that all of the data counts as unseen. Generated sounds and negative audio are divided among the
@@ -128,7 +128,7 @@ def score_blocks(
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class EvaluatedModel:
     """A model and the recordings it is measured on: none it was trained on.
 
     Attributes:
@@ -213,11 +213,11 @@ class ScoredMaterial:
         None without a cascade.
         """
         streams = [*self.mixed, *self.alarms, *self.negatives]
-        asked = [one.n_asked for one in streams if one.n_asked is not None]
-        return (sum(asked), sum(one.n_windows for one in streams)) if asked else None
+        asked = [stream.n_asked for stream in streams if stream.n_asked is not None]
+        return (sum(asked), sum(stream.n_windows for stream in streams)) if asked else None
 
 
-def total_s(subjects: Sequence[Subject], settings: MeasureSettings) -> float:
+def total_s(subjects: Sequence[EvaluatedModel], settings: MeasureSettings) -> float:
     """Return about how many seconds `hear` will report, for a progress display."""
     labels = tuple(subjects[0].tagger.labels)
     generated = generated_foregrounds(0, labels, 1)
@@ -277,7 +277,7 @@ def sounding_s(foregrounds: Sequence[Foreground]) -> float:
 
 
 def score_material(
-    subjects: Sequence[Subject], settings: MeasureSettings, on_progress: OnProgress
+    subjects: Sequence[EvaluatedModel], settings: MeasureSettings, on_progress: OnProgress
 ) -> ScoredMaterial:
     """Score all clips and streams. All subjects have the same labels."""
     labels = tuple(subjects[0].tagger.labels)
@@ -312,7 +312,7 @@ def score_material(
     return material
 
 
-def check_hop(subjects: Sequence[Subject], hop_s: float | None) -> None:
+def check_hop(subjects: Sequence[EvaluatedModel], hop_s: float | None) -> None:
     """Make sure that every model can be run at this hop, before anything is scored.
 
     Raises:
@@ -337,7 +337,7 @@ def detector_of(
 
 
 def _mixed(
-    subject: Subject,
+    subject: EvaluatedModel,
     kind: str,
     foregrounds: Sequence[Foreground],
     spec: SoundscapeSpec,
@@ -352,7 +352,7 @@ def _mixed(
 
 
 def mixed_soundscapes(
-    subject: Subject,
+    subject: EvaluatedModel,
     kind: str,
     foregrounds: Sequence[Foreground],
     spec: SoundscapeSpec,
@@ -378,7 +378,10 @@ def mixed_soundscapes(
 
 
 def _negatives(
-    subjects: Sequence[Subject], settings: MeasureSettings, base: int, on_progress: OnProgress
+    subjects: Sequence[EvaluatedModel],
+    settings: MeasureSettings,
+    base: int,
+    on_progress: OnProgress,
 ) -> Iterator[ScoredSoundscape]:
     turns = itertools.cycle(subjects)
     for recording, subject in zip(settings.negatives, turns, strict=False):

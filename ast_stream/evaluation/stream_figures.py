@@ -1,4 +1,4 @@
-"""Figures of soundscapes: what was found of the reference events, when, and what was not there."""
+"""Figures of soundscapes: reference events found, their timing, and false alarms."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class LabelFigures:
 
 
 @dataclass(frozen=True)
-class StreamReport:
+class SoundscapeReport:
     """Figures of soundscapes with sounds.
 
     Attributes:
@@ -115,7 +115,7 @@ class StreamReport:
 class Measured:
     """A report and what plots need beyond it."""
 
-    report: StreamReport
+    report: SoundscapeReport
     curves: dict[str, ThresholdCurve]
     matched: dict[str, list[Matches]]
 
@@ -128,15 +128,20 @@ def measure_streams(
     Raises:
         ValueError: soundscapes that no detector has scored.
     """
-    matched = {label: [match_soundscape(one, label) for one in scored] for label in labels}
+    matched = {
+        label: [match_soundscape(soundscape, label) for soundscape in scored] for label in labels
+    }
     present = [label for label in labels if any(part.sounds for part in matched[label])]
     spans = {
-        label: [(detected_spans(one, label), sound_spans(one, label)) for one in scored]
+        label: [
+            (detected_spans(soundscape, label), sound_spans(soundscape, label))
+            for soundscape in scored
+        ]
         for label in labels
     }
     decided = decide_at_thresholds(scored, present)
     curves = {label: threshold_curve(scored, label, decided[label]) for label in present}
-    durations = np.array([one.layout.duration_s for one in scored])
+    durations = np.array([soundscape.layout.duration_s for soundscape in scored])
     counts = f1_counts({label: spans[label] for label in present}, durations)
     hours = float(durations.sum()) / 3600
     by_label = {
@@ -151,19 +156,19 @@ def measure_streams(
     }
     everything = [part for label in labels for part in matched[label]]
     false = false_alarms(everything, hours)
-    report = StreamReport(
+    report = SoundscapeReport(
         hours=hours,
         n_soundscapes=len(scored),
-        n_sounds=sum(one.n_sounds for one in by_label.values()),
-        n_found=sum(one.n_found for one in by_label.values()),
+        n_sounds=sum(figures.n_sounds for figures in by_label.values()),
+        n_found=sum(figures.n_found for figures in by_label.values()),
         recall=_recall(everything, seed),
-        mean_recall=_mean([one.recall.value for one in by_label.values()]),
+        mean_recall=_mean([figures.recall.value for figures in by_label.values()]),
         false_alarms=false,
         false_alarms_per_class=rate(false.count, hours * len(labels)),
         false_alarms_by_label={label: false_alarms(matched[label], hours) for label in labels},
         mean_f1={kind: mean_f1(list(counts[kind].values()), seed) for kind in F1_KINDS},
         mean_recall_within={
-            name: _mean([one.recall_within[name] for one in by_label.values()])
+            name: _mean([figures.recall_within[name] for figures in by_label.values()])
             for name in map(str, BUDGETS_PER_H)
         },
         psds=psds_figures(decided, spans, present, durations, seed),
@@ -194,11 +199,13 @@ def negatives_report(
     """
     by_label = {}
     for label in labels:
-        counted = [one for one in scored if one.expected_label != label]
-        hours = sum(one.layout.duration_s for one in counted) / 3600
-        by_label[label] = false_alarms([match_soundscape(one, label) for one in counted], hours)
-    hours = sum(one.layout.duration_s for one in scored) / 3600
-    return rate(sum(one.count for one in by_label.values()), hours), by_label
+        counted = [soundscape for soundscape in scored if soundscape.expected_label != label]
+        hours = sum(soundscape.layout.duration_s for soundscape in counted) / 3600
+        by_label[label] = false_alarms(
+            [match_soundscape(soundscape, label) for soundscape in counted], hours
+        )
+    hours = sum(soundscape.layout.duration_s for soundscape in scored) / 3600
+    return rate(sum(alarms.count for alarms in by_label.values()), hours), by_label
 
 
 def _label_figures(
@@ -218,7 +225,7 @@ def _label_figures(
 
 def _recall(parts: Sequence[Matches], seed: int) -> Interval:
     sounds = [sound for part in parts for sound in part.sounds]
-    is_found = [bool(one.detections) for one in sounds]
+    is_found = [bool(sound.detections) for sound in sounds]
     return bootstrap_ratio(is_found, [1.0] * len(sounds), _clips(sounds), seed)
 
 
@@ -272,11 +279,11 @@ def timing(parts: Sequence[Matches], seed: int = 0) -> TimingFigures:
     onsets = onset_errors(sounds)
     delays = detection_delays(sounds)
     ends = end_delays(sounds)
-    found = [one for one in sounds if one.detections]
-    n_pairs = sum(len(one.detections) for one in found)
-    events = {id(one) for sound in sounds for one in sound.detections}
-    begun = [one for one in sounds if one.is_first]
-    timed = [one for one in begun if one.detections]
+    found = [sound for sound in sounds if sound.detections]
+    n_pairs = sum(len(sound.detections) for sound in found)
+    events = {id(detection) for sound in sounds for detection in sound.detections}
+    begun = [sound for sound in sounds if sound.is_first]
+    timed = [sound for sound in begun if sound.detections]
     return TimingFigures(
         onset=_errors(onsets),
         offset=_errors(offset_errors(sounds)),
@@ -297,19 +304,20 @@ def timing(parts: Sequence[Matches], seed: int = 0) -> TimingFigures:
 def onset_errors(sounds: Sequence[ReferenceMatch], raw: bool = False) -> list[float]:
     """Return onset said less true onset of every found sound that has one of its own, seconds."""
     return [
-        (one.detections[0].raw_onset_s if raw else one.detections[0].onset_s) - one.sound.onset_s
-        for one in sounds
-        if one.detections and one.is_first
+        (reference.detections[0].raw_onset_s if raw else reference.detections[0].onset_s)
+        - reference.sound.onset_s
+        for reference in sounds
+        if reference.detections and reference.is_first
     ]
 
 
 def offset_errors(sounds: Sequence[ReferenceMatch], raw: bool = False) -> list[float]:
     """Return offset said less true offset of every found sound that has one of its own, seconds."""
     return [
-        (one.detections[-1].raw_offset_s if raw else one.detections[-1].offset_s)
-        - one.sound.offset_s
-        for one in sounds
-        if one.detections and one.is_last
+        (reference.detections[-1].raw_offset_s if raw else reference.detections[-1].offset_s)
+        - reference.sound.offset_s
+        for reference in sounds
+        if reference.detections and reference.is_last
     ]
 
 
@@ -319,23 +327,25 @@ def detection_delays(sounds: Sequence[ReferenceMatch]) -> list[float]:
     Infinite where it was missed; 0 where an event had begun before the sound.
     """
     return [
-        max(0.0, one.detections[0].known_s - one.sound.onset_s) if one.detections else math.inf
-        for one in sounds
-        if one.is_first
+        max(0.0, reference.detections[0].known_s - reference.sound.onset_s)
+        if reference.detections
+        else math.inf
+        for reference in sounds
+        if reference.is_first
     ]
 
 
 def end_delays(sounds: Sequence[ReferenceMatch]) -> list[float]:
     """Return the time until the end was published of every found sound that has one, seconds."""
     return [
-        max(0.0, one.detections[-1].ended_s - one.sound.offset_s)
-        for one in sounds
-        if one.detections and one.is_last
+        max(0.0, reference.detections[-1].ended_s - reference.sound.offset_s)
+        for reference in sounds
+        if reference.detections and reference.is_last
     ]
 
 
 def _clips(sounds: Sequence[ReferenceMatch]) -> list[str]:
-    return [one.sound.clip or str(number) for number, one in enumerate(sounds)]
+    return [match.sound.clip or str(number) for number, match in enumerate(sounds)]
 
 
 def _errors(values: Sequence[float]) -> TimeErrors:
@@ -411,12 +421,12 @@ def psds_figures(
     by_events: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
     by_scores: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
     for label in present:
-        found = [one for one, _ in spans[label]]
-        confidences = np.unique(np.concatenate([one.confidence for one in found]))
+        found = [swept for swept, _ in spans[label]]
+        confidences = np.unique(np.concatenate([swept.confidence for swept in found]))
         if len(confidences) > MAX_THRESHOLDS:
             confidences = np.quantile(confidences, np.linspace(0, 1, MAX_THRESHOLDS))
-        by_events[label] = [one.at_least for one in found], confidences.tolist()
-        by_scores[label] = [partial(_published, one) for one in decided[label]], list(SWEPT)
+        by_events[label] = [swept.at_least for swept in found], confidences.tolist()
+        by_scores[label] = [partial(_published, stream) for stream in decided[label]], list(SWEPT)
     return {
         f"{name}, from {source}": _psds_interval(sources, truth, criteria, durations, seed)
         for name, criteria in (("PSDS1", PSDS1), ("PSDS2", PSDS2))

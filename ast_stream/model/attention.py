@@ -54,7 +54,7 @@ _SPREAD = 2.0  # of queries: peaky attention, so that errors show in outputs of 
 
 
 @dataclass(frozen=True)
-class Measurement:
+class KernelTiming:
     """What was found out about one way to compute attention.
 
     Attributes:
@@ -75,7 +75,7 @@ class AttentionChoice:
 
     name: AttentionName
     attend: Attend
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[KernelTiming, ...]
 
 
 def choose_attention(
@@ -108,7 +108,7 @@ def choose_attention(
 
 def measure_all(
     dims: AstDims, n_windows: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Measurement, ...]:
+) -> tuple[KernelTiming, ...]:
     """Return a measurement of every candidate of the device's kind."""
     names = CANDIDATES[device.type]
     if (device.type, dtype) == ("cpu", torch.bfloat16):
@@ -119,11 +119,11 @@ def measure_all(
 @torch.inference_mode()
 def measure(
     name: AttentionName, dims: AstDims, n_windows: int, device: torch.device, dtype: torch.dtype
-) -> Measurement:
+) -> KernelTiming:
     """Return speed and error of one kernel on the shape and strides that the model uses."""
     problem = _known_problem(name, device, dtype)
     if problem is not None:
-        return Measurement(name, problem=problem)
+        return KernelTiming(name, problem=problem)
     q, k, v = _queries_keys_values(dims, n_windows, device, dtype)
     with sdpa_kernel(SDPBackend.MATH):
         reference = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
@@ -136,14 +136,14 @@ def measure(
                 ms = _fastest_ms(lambda: attend(q, k, v), device)
         except (RuntimeError, ImportError) as error:
             reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
-            return Measurement(name, problem=" ".join(reasons) or str(error).split("\n")[0])
+            return KernelTiming(name, problem=" ".join(reasons) or str(error).split("\n")[0])
     problem = None
     if not max_error <= MAX_ERROR[dtype]:  # also NaN
         problem = f"differs from math by {max_error:.2g}, allowed is {MAX_ERROR[dtype]:.2g}"
-    return Measurement(name, ms, max_error, problem)
+    return KernelTiming(name, ms, max_error, problem)
 
 
-def _preferred(measurements: tuple[Measurement, ...], clearly_faster: float) -> AttentionName:
+def _preferred(measurements: tuple[KernelTiming, ...], clearly_faster: float) -> AttentionName:
     timed = [(found.name, found.ms) for found in measurements if not found.problem and found.ms]
     if not timed:
         problems = "; ".join(f"{found.name}: {found.problem}" for found in measurements)

@@ -99,7 +99,7 @@ def is_audioset(labels: Collection[str]) -> bool:
 
 
 def with_audioset_defaults(metadata: Metadata, labels: Sequence[str]) -> Metadata:
-    """Return `metadata` with the classes that are off where nobody has chosen any.
+    """Return `metadata` with the classes that are off by default.
 
     Nobody has if its file says nothing of `off` and of thresholds; of other labels than AudioSet's
     it stays as it is.
@@ -111,7 +111,7 @@ def with_audioset_defaults(metadata: Metadata, labels: Sequence[str]) -> Metadat
 
 
 def window_remark(window_s: float, dims: AstDims, labels: Collection[str]) -> str | None:
-    """Return what the length of its windows costs a model; None: nothing is known of it.
+    """Return a remark on the cost of the window length of a model; None if it is not known.
 
     Args:
         window_s: of the windows in use.

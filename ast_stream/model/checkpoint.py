@@ -314,7 +314,7 @@ def _provenance(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     provenance = {**last, "averaged_from": [checkpoint.hash for checkpoint in checkpoints]}
     if TEST_FOLDS in last:
         # what any of them has learnt, their mean knows
-        unseen = [each.metadata.provenance.get(TEST_FOLDS, []) for each in checkpoints]
+        unseen = [checkpoint.metadata.provenance.get(TEST_FOLDS, []) for checkpoint in checkpoints]
         provenance[TEST_FOLDS] = [
             fold for fold in last[TEST_FOLDS] if all(fold in folds for folds in unseen)
         ]

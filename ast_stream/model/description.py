@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: all that is known without its weights and without torch."""
+"""The description of a checkpoint: all that is known without its weights and without torch."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def folder_of(reference: str) -> Path | None:
 
 
 def describe(reference: str) -> Description:
-    """Return what the checkpoint that `reference` names says of itself.
+    """Return the description of the checkpoint that `reference` names.
 
     Nothing is downloaded, and no weight of a .safetensors file is read.
 

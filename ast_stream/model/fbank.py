@@ -273,7 +273,7 @@ def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def last_frame(end_sample: Index) -> Index:
-    """Return the last frame that lies wholly before each `end_sample`; -3 or so for none."""
+    """Return the last frame that is wholly before each `end_sample`; negative if there is none."""
     return (end_sample - FRAME_LENGTH) // FRAME_SHIFT
 
 

@@ -115,7 +115,7 @@ def _problem(model: AudioSpectrogramTransformer) -> str | None:
 
 
 def emulated(linear: nn.Linear, tokens: Tensor) -> Tensor:
-    """Return what `Float8Linear` stands for, of tokens (n, in_features), computed in float64."""
+    """Return the result of `Float8Linear` for tokens (n, in_features), computed in float64."""
     (numbers, scales), (weights, weight_scales) = rounded(tokens), rounded(linear.weight.detach())
     product = (numbers.double() * scales) @ (weights.double() * weight_scales).T
     return product if linear.bias is None else product + linear.bias.double()

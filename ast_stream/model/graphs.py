@@ -222,7 +222,7 @@ class GraphRunner:
     def _leave_out(self, bucket: int, error: Exception) -> None:
         self._on.release_memory()
         # nor is there for larger ones, but those that have their memory already
-        self.buckets = tuple(each for each in self.buckets if each < bucket or each in self._graphs)
+        self.buckets = tuple(size for size in self.buckets if size < bucket or size in self._graphs)
         if not self.buckets:
             raise StartupError(
                 f"device {self._on.device}: no memory for a batch of {bucket}: {error}"

@@ -132,9 +132,9 @@ class Config:
         """
         value = self.get(key)
         if value is not None and not any(
-            type(value) is type(each) and value == each for each in allowed
+            type(value) is type(choice) and value == choice for choice in allowed
         ):
-            expected = " or ".join(json.dumps(each) for each in allowed)
+            expected = " or ".join(json.dumps(choice) for choice in allowed)
             raise self.error(key, f"{expected}, since {why}", value)
 
     def error(self, key: str, expected: str, got: object) -> CheckpointError:
@@ -144,7 +144,7 @@ class Config:
 
 
 def check_supported(config: Config) -> None:
-    """Refuse what transformers would compute in a way of its own, by the name of its key.
+    """Refuse options that transformers would compute differently, with the name of the key.
 
     What is not named here changes nothing in the scores: dropout, initialisation, the type that
     weights are stored in, attention implementations, what a forward pass returns.

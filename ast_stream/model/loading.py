@@ -1,4 +1,4 @@
-"""Loading the model for a process that then does little else."""
+"""Loading the model in a process that runs for long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ast_stream.json` beside a checkpoint says: how to read its scores, and its origin."""
+"""`ast_stream.json` beside a checkpoint: thresholds, timing, and where it comes from."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Golden(_Part):
 
 
 class StoredOnsetFit(_Part):
-    """How the rise time of a class follows from the scores around the crossing of its threshold.
+    """How the rise time of a class depends on the scores around the threshold crossing.
 
     With z = logit(score) - logit(onset threshold) of the last window below and the first above,
 

@@ -1,4 +1,4 @@
-"""Where and how precisely the model is run, and in which batches on CPUs."""
+"""How the model is run: device, precision, and batches on CPUs."""
 
 from __future__ import annotations
 
@@ -190,11 +190,11 @@ class CpuRunner:
             return
         scored = [self._pool.submit(score, part) for part in parts]
         try:
-            for one in scored:
-                one.result()
+            for future in scored:
+                future.result()
         finally:  # whatever was raised here: no thread works on for nobody
-            for one in scored:
-                one.cancel()
+            for future in scored:
+                future.cancel()
             wait(scored)
 
     def _parts(self, n_windows: int) -> Iterator[slice]:
@@ -304,7 +304,7 @@ def _check_fp8(device: torch.device) -> None:
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
-    """Return what a model is computed in; for int8 and fp8, where its products are in neither."""
+    """Return the dtype of a model; for int8 and fp8, the dtype of everything else in it."""
     if precision == "int8":
         return torch.bfloat16 if cpu_has_bf16() else torch.float32
     if precision == "fp8":

@@ -1,1 +1,1 @@
-"""Make checkpoints and measure them."""
+"""Training of checkpoints."""

@@ -1,4 +1,4 @@
-"""How a device computes training steps: its precision, and what makes CPUs twice as fast."""
+"""How training steps are computed on a device: precision, and speed on CPUs."""
 
 from __future__ import annotations
 

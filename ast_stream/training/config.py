@@ -1,4 +1,4 @@
-"""How to train: one frozen configuration, its presets, and what a user overrides by name.
+"""The configuration of a training: presets, and what a user overrides by name.
 
 The presets are the recipes of the AST paper, one for small models, and one for fine-tuning.
 Source: YuanGongND/ast, egs/*/run*.sh, src/run.py, src/traintest.py; its models start from ImageNet

@@ -1,4 +1,4 @@
-"""The data of a training: read, checked, split and completed with generated sounds."""
+"""The data of a training: read, checked, split, and completed with generated sounds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.annotations import LabelledClip
 from ast_stream.dataset.clips import DecodedClip, load_recordings, read_data
-from ast_stream.dataset.reviewed import GROUP, read_reviewed
+from ast_stream.dataset.reviewed_clips import GROUP, read_reviewed
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
@@ -55,9 +55,9 @@ class TrainingData:
 
     soundbank: Soundbank
     held_out: Soundbank
-    clips: list[Clip]
-    held_out_clips: list[Clip]
-    unlabelled_clips: list[Clip]
+    clips: list[LabelledClip]
+    held_out_clips: list[LabelledClip]
+    unlabelled_clips: list[LabelledClip]
     facts: dict[str, Any]
 
 
@@ -72,7 +72,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
     held_out = _held_out(config, recordings)
     held_out_ids = {id(recording) for recording in held_out}
     held_groups = {_group(recording) for recording in held_out} - {None}
-    unlabelled = [one for one in unlabelled if _group(one) not in held_groups]
+    unlabelled = [recording for recording in unlabelled if _group(recording) not in held_groups]
     trained = [recording for recording in recordings if id(recording) not in held_out_ids]
     recorded_labels = {label for recording in recordings for label in recording.clip.labels}
     labels = _labels(config, start, recorded_labels)
@@ -173,7 +173,7 @@ def _read(
             continue
         if _group(recording) is None:  # else it may belong to what is held out
             backgrounds += background_pieces(recording.waveform)
-        if clip.span is None:
+        if clip.section is None:
             unlabelled.append(recording)
     labelled = [recording for recording in recordings if recording.clip.labels]
     return labelled, unlabelled, backgrounds
@@ -222,8 +222,8 @@ def _connected(recordings: Sequence[DecodedClip]) -> list[list[DecodedClip]]:
     last_of: dict[Path, list[DecodedClip]] = {}
     end_s: dict[Path, float] = {}
     whole = (0.0, math.inf)
-    for recording in sorted(recordings, key=lambda recording: recording.clip.span or whole):
-        path, (onset_s, offset_s) = recording.clip.path, recording.clip.span or whole
+    for recording in sorted(recordings, key=lambda recording: recording.clip.section or whole):
+        path, (onset_s, offset_s) = recording.clip.path, recording.clip.section or whole
         named = _group(recording)
         if named is not None and (known := by_name.get(named)) is not None:
             known.append(recording)
@@ -307,7 +307,7 @@ def _facts(
     digest = hashlib.sha256()
     for recording in (*trained, *held_out):
         clip = recording.clip
-        digest.update(json.dumps([clip.path.name, clip.labels, clip.span]).encode())
+        digest.update(json.dumps([clip.path.name, clip.labels, clip.section]).encode())
         digest.update(recording.waveform.tobytes())
     for background in backgrounds:
         digest.update(background.tobytes())

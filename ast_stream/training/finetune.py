@@ -1,4 +1,4 @@
-"""The model that a training begins with, new or from a checkpoint, and what it inherits from it.
+"""The model that a training starts from, new or from a checkpoint, and what it inherits.
 
 A few hundred clips are too few to learn from scratch where things are and that near patches belong
 together. What trained vision transformers have in common is built into a new model: position
@@ -128,7 +128,7 @@ def initial_model(
 
 
 def inherited(start: Checkpoint | None, labels: Sequence[str], held_out: Soundbank) -> Metadata:
-    """Return what the start says of those of `labels` that have no held-out examples."""
+    """Return the metadata of the start for those of `labels` without held-out examples."""
     if start is None:
         return Metadata()
     measured = {held_out.labels[index] for sound in held_out.foregrounds for index in sound.classes}

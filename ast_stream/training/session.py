@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from ast_stream.calibration.provenance import calibrate_checkpoint
-from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.annotations import LabelledClip
 from ast_stream.dataset.clips import write_clips
+from ast_stream.dataset.reviewed_clips import TRAINED_ON, event_digests
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.clip_figures import ScoreWindows, report_clips
 from ast_stream.labels import did_you_mean, find_label
@@ -66,11 +67,11 @@ class TrainingStopped(AstStreamError):
         )
 
 
-class Progress:
+class TrainingMonitor:
     """Follows a training, and may stop it; this one does neither."""
 
     def phase(self, text: str) -> None:
-        """Take note of what takes its time next."""
+        """Note the phase that takes time next, for the progress display."""
 
     def begin(self, steps: int) -> None:
         """Take note that the first of so many steps comes next."""
@@ -87,7 +88,9 @@ class Progress:
         yield lambda: False
 
 
-def train(config: TrainingConfig, folder: Path, progress: Progress | None = None) -> Checkpoint:
+def train(
+    config: TrainingConfig, folder: Path, progress: TrainingMonitor | None = None
+) -> Checkpoint:
     """Train and write a checkpoint to `folder`/checkpoint; return it.
 
     A training that was begun in `folder` with the same configuration goes on.
@@ -96,7 +99,7 @@ def train(config: TrainingConfig, folder: Path, progress: Progress | None = None
         ConfigError, UsageError, CheckpointError: before the first step, see `prepare_data`.
         TrainingStopped: it was asked to stop.
     """
-    progress = progress or Progress()
+    progress = progress or TrainingMonitor()
     _refuse_to_replace(config.data, folder / CLIPS_FILE)
     progress.phase(f"reading {config.data}")
     session = begin(config)
@@ -144,8 +147,8 @@ def _refuse_to_replace(data: Path, clips_file: Path) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
-    """What a training is made of, ready for its first step.
+class TrainingSession:
+    """The parts of a training, ready for the first step.
 
     Attributes:
         optimization: the configuration's, with the number of steps that its epochs make.
@@ -162,10 +165,11 @@ class Session:
     waveform_teacher: LiteRtTeacher | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same to go on with a training."""
+        """Return what must be unchanged to continue a training."""
         return {
             "mixing": asdict(self.config.mixing),
             "data": self.data.facts,
+            TRAINED_ON: event_digests([*self.data.clips, *self.data.unlabelled_clips]),
             "generated": [self.config.n_generated, self.config.n_backgrounds],
             "start": self.start and self.start.hash,
             "teacher": self.teacher and self.teacher.hash,
@@ -194,7 +198,7 @@ class Session:
         report = report_clips(held_out, score, self.window_s, self.sampler.labels)
         return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
 
-    def clips_with_folds(self) -> list[tuple[Clip, str]]:
+    def clips_with_folds(self) -> list[tuple[LabelledClip, str]]:
         """Return all clips with folds that tell `evaluate` and `calibrate` which ones are new."""
         has_folds = bool(self.config.test_folds)
         return [
@@ -204,7 +208,7 @@ class Session:
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """Return what the checkpoint says of its training."""
+        """Return the provenance that the checkpoint records of its training."""
         config = self.config
         return {
             "start": self.start and self.start.hash,
@@ -213,6 +217,7 @@ class Session:
             "kept_classes": config.keep_classes,
             "test_folds": list(config.test_folds) or [HELD_OUT] * bool(self.data.held_out_clips),
             "data": self.data.facts,
+            TRAINED_ON: event_digests([*self.data.clips, *self.data.unlabelled_clips]),
             "generated_takes": config.n_generated,  # read by `calibrate`, from older ones as well
             "generated_backgrounds": config.n_backgrounds,
             "recipe": asdict(self.optimization),
@@ -220,7 +225,7 @@ class Session:
         }
 
 
-def begin(config: TrainingConfig) -> Session:
+def begin(config: TrainingConfig) -> TrainingSession:
     """Read, check and generate all that the configuration asks for.
 
     Raises:
@@ -243,7 +248,9 @@ def begin(config: TrainingConfig) -> Session:
         steps = steps if epochs is None else epochs * epoch_steps
         optimization = replace(optimization, epoch_steps=epoch_steps, steps=steps)
         normalization = published_normalization(soundbank, max_frames, optimization.seed)
-        return Session(config, start, teacher, data, optimization, clips, normalization, window_s)
+        return TrainingSession(
+            config, start, teacher, data, optimization, clips, normalization, window_s
+        )
     dims = initial_dims(config, start, len(soundbank.labels))
     grid = FrameGrid(dims.n_time_patches, dims.time_stride) if config.has_frames else None
     windows = WindowSampler(soundbank, seconds_to_samples(window_s), config.mixing, grid)
@@ -260,7 +267,7 @@ def begin(config: TrainingConfig) -> Session:
         normalization = start.normalization
     else:
         normalization = measure_normalization(windows, optimization.seed)
-    return Session(
+    return TrainingSession(
         config,
         start,
         teacher,
@@ -290,7 +297,7 @@ def heard_labels(config: TrainingConfig, start: Checkpoint | None) -> set[str]:
 
 
 def calibrated_checkpoint(
-    session: Session,
+    session: TrainingSession,
     model: AudioSpectrogramTransformer,
     origin: str,
     on_measured: Callable[[float], None] = lambda ratio: None,

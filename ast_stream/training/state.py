@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: its state, to go on after a kill, metrics, and their curves.
+"""The state of a training on disk, for resuming after a kill; metrics and their curves.
 
 A state is written beside the old one and then takes its place: whatever happens, one of them is
 whole. It ends with a checksum, so that a training never goes on from a damaged one.

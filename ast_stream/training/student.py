@@ -1,4 +1,4 @@
-"""What a training trains: the model, and a head for a teacher that is dropped after the training.
+"""The module that is trained: the model, and a head for a teacher, dropped afterwards.
 
 Both that head and the model's frame head read the patch tokens, of which training sees a part.
 """
@@ -17,7 +17,7 @@ from ast_stream.units import FRAME_SHIFT
 RARE_LOGIT = -5.0  # of hundreds of a teacher's classes a window holds a few
 
 
-class Outputs(NamedTuple):
+class StudentOutputs(NamedTuple):
     """Logits of a batch.
 
     Attributes:
@@ -58,7 +58,7 @@ class Student(nn.Module):
             nn.init.constant_(self.teacher_head.bias, RARE_LOGIT)
         self.register_buffer("segments", torch.zeros(0) if segments is None else segments)
 
-    def forward(self, fbank: Tensor, patch_ratio: float = 1.0) -> Outputs:
+    def forward(self, fbank: Tensor, patch_ratio: float = 1.0) -> StudentOutputs:
         """Return all logits from a random part of each window's patches (patchout).
 
         Half the patches cost less than half the time and keep a small set from being learnt by
@@ -92,7 +92,7 @@ class Student(nn.Module):
         counts.scatter_add_(1, times, torch.ones_like(times, dtype=counts.dtype))
         is_seen = counts > 0
         if model.frame_head is None and self.teacher_head is None:
-            return Outputs(clip, None, None, is_seen)
+            return StudentOutputs(clip, None, None, is_seen)
         tokens = model.norm(x[:, N_PREFIX_TOKENS:]).float()  # (B, n_kept, C)
         sums = torch.zeros(n_windows, n_times, width, device=x.device)
         sums = sums.scatter_add(1, times[..., None].expand(-1, -1, width), tokens)
@@ -103,7 +103,7 @@ class Student(nn.Module):
             parts = self.segments * is_seen[:, None]  # (B, S, T)
             parts = parts / parts.sum(dim=2, keepdim=True).clamp_min(1e-6)
             teacher = self.teacher_head(parts @ moments)
-        return Outputs(clip, frames, teacher, is_seen)
+        return StudentOutputs(clip, frames, teacher, is_seen)
 
 
 def teacher_starts(n_samples: int, n_teacher_samples: int) -> list[int]:

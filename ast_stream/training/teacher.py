@@ -1,4 +1,4 @@
-"""Teachers: what else scores a window, to learn from beside its labels.
+"""Teachers: other models whose scores a training learns from, beside its labels.
 
 With its start as the teacher a fine-tuning keeps the classes that it has no examples of: what the
 start hears in a window stays what the result hears in it.

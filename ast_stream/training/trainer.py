@@ -40,7 +40,7 @@ from ast_stream.training.state import (
     read_metrics,
     save_state,
 )
-from ast_stream.training.student import Outputs, Student, teacher_segments, teacher_starts
+from ast_stream.training.student import Student, StudentOutputs, teacher_segments, teacher_starts
 from ast_stream.training.teacher import Teacher, WaveformTeacher
 from ast_stream.training.windows import Sampler, Window
 from ast_stream.units import FRAME_SHIFT
@@ -199,7 +199,7 @@ class Trainer:
         self._update()
         return float(loss.detach())
 
-    def _loss(self, outputs: Outputs, windows: Sequence[Window], fbank: Tensor) -> Tensor:
+    def _loss(self, outputs: StudentOutputs, windows: Sequence[Window], fbank: Tensor) -> Tensor:
         optimization = self._optimization
         logits = outputs.clip.float()
         targets = self._stacked([window.target for window in windows])  # (B, n_classes)

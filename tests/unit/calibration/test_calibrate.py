@@ -17,10 +17,13 @@ from tiny_model import TINY_DIMS, tiny_checkpoint
 
 from ast_stream.calibration import provenance
 from ast_stream.calibration.budgets import parse_budget
+from ast_stream.calibration.folds import unseen_reviewed
 from ast_stream.calibration.scores import plain_tagger, score_stream
 from ast_stream.cli.app import run_command_line
+from ast_stream.dataset.annotations import LabelledClip
+from ast_stream.dataset.reviewed_clips import TRAINED_ON, event_digests, read_reviewed
 from ast_stream.detect.detector import Detector
-from ast_stream.errors import CheckpointError
+from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model.audioset import OFF
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.metadata import METADATA
@@ -541,3 +544,25 @@ def test_a_recording_of_a_room_alone_lowers_no_threshold(
     after = load_checkpoint(str(out)).metadata.onset_thresholds
     assert after["Bark"] >= 0.6
     assert after["Siren"] >= 0.7
+
+
+def test_reviewed_events_that_it_was_trained_on_are_left_out(
+    reactive: Path, tmp_path: Path
+) -> None:
+    rows = [f"e{number}.wav,Bark,e{number}" for number in range(3)]
+    for number in range(3):
+        soundfile.write(tmp_path / f"e{number}.wav", np.zeros(1600), SAMPLE_RATE)
+    (tmp_path / "clips.csv").write_text("\n".join(["file,label,event", *rows]) + "\n")
+    reviewed = read_reviewed(tmp_path, ["Bark"])
+    new = load_checkpoint(str(reactive))
+    assert unseen_reviewed(new, reviewed)[0].clips == reviewed
+
+    def trained_on(*clips: LabelledClip) -> Checkpoint:
+        trained = {TRAINED_ON: event_digests(clips)}
+        return replace(new, metadata=new.metadata.model_copy(update={"provenance": trained}))
+
+    unseen, (remark,) = unseen_reviewed(trained_on(*reviewed[:2]), reviewed)
+    assert unseen.clips == reviewed[2:]
+    assert remark.startswith("2 of 3 reviewed events are left out")
+    with pytest.raises(UsageError, match="was not trained on, got 3 that it was"):
+        unseen_reviewed(trained_on(*reviewed), reviewed)

@@ -96,16 +96,6 @@ def _barks(count: int) -> list[ReferenceEvent]:
     return [_planted(5.13 + 8.1 * k, 7.13 + 8.1 * k) for k in range(count)]
 
 
-def _threshold(
-    positives: LogitStream,
-    negatives: LogitStream,
-    budget: Budget,
-    score_map: PlattScaling = IDENTITY,
-) -> float:
-    curve = _swept([positives], [negatives], score_map)
-    return curve.choose(budget).threshold
-
-
 def test_the_threshold_is_the_lowest_that_keeps_the_budget() -> None:
     positives = _ideal(_barks(4), [0.95, 0.9, 0.8, 0.45])
     loud = [0.96] * 10  # enough to be counted, and not left to chance

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_stream.dataset.annotations import MARGIN_S, Clip, Span
+from ast_stream.dataset.annotations import MARGIN_S, ClipSection, LabelledClip
 from ast_stream.dataset.clips import load_recordings, read_clips, read_data, write_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import ConfigError
@@ -33,8 +33,8 @@ def _table(folder: Path, *rows: str, name: str = "intervals.csv") -> Path:
     return table
 
 
-def _spans(clips: list[Clip]) -> list[tuple[tuple[str, ...], Span | None]]:
-    return [(clip.labels, clip.span) for clip in clips]
+def _spans(clips: list[LabelledClip]) -> list[tuple[tuple[str, ...], ClipSection | None]]:
+    return [(clip.labels, clip.section) for clip in clips]
 
 
 def test_an_interval_becomes_the_samples_between_its_times(ramp: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_an_interval_becomes_the_samples_between_its_times(ramp: Path, tmp_path:
 
 def test_what_lies_between_the_labels_is_kept_without_any(ramp: Path, tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,2.0,4.0,Bark", "long.wav,10,12,Rain")
-    free = [clip.span for clip in read_data(table) if not clip.labels]
+    free = [clip.section for clip in read_data(table) if not clip.labels]
     assert free == [
         (0.0, 2.0 - MARGIN_S),
         (4.0 + MARGIN_S, 10.0 - MARGIN_S),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_stream.dataset.annotations import Span
+from ast_stream.dataset.annotations import ClipSection
 from ast_stream.dataset.clips import load_recordings, read_clips
 from ast_stream.errors import ConfigError
 from ast_stream.units import SAMPLE_RATE
@@ -64,13 +64,13 @@ def test_clips_are_found_by_any_of_the_usual_names(segments: Path, names: tuple[
     assert [clip.labels for clip in clips] == [
         ("Bark", "Rain, heavy"), ("Bark",), ("Rain, heavy",), ("Rain, heavy",)
     ]  # fmt: skip
-    assert [clip.span for clip in clips] == [None] * 4
+    assert [clip.section for clip in clips] == [None] * 4
 
 
 def test_of_a_whole_video_only_the_segment_is_taken(segments: Path) -> None:
     _write(segments.parent / "_with_bars-1.wav", seconds=41.0)
     (clip,) = read_clips(segments)
-    assert clip.span == Span(30.0, 40.0)
+    assert clip.section == ClipSection(30.0, 40.0)
 
 
 def test_clips_that_are_not_there_are_counted_and_named(

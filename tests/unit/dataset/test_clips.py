@@ -195,7 +195,7 @@ def test_numbers_with_a_decimal_comma_are_read_where_semicolons_part_cells(tmp_p
     table = tmp_path / "labels.csv"
     table.write_text('file;label;onset;offset\na.wav;"Bark;Rain";0,5;1,25\n')
     clip, *_ = read_clips(table)
-    assert (clip.labels, clip.span) == (("Bark", "Rain"), (0.5, 1.25))
+    assert (clip.labels, clip.section) == (("Bark", "Rain"), (0.5, 1.25))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_label_tracks_and_segment_lists_are_read_as_spreadsheets_save_them(tmp_p
     _write(tmp_path / "night.wav", 4.0)
     (tmp_path / "night.txt").write_bytes("1,5\t2,5\tBark\r\n".encode("utf-16"))
     clip, *_ = read_clips(tmp_path / "night.txt")
-    assert (clip.labels, clip.span) == (("Bark",), (1.5, 2.5))
+    assert (clip.labels, clip.section) == (("Bark",), (1.5, 2.5))
     _write(tmp_path / "abc.wav", 4.0)
     (tmp_path / "class_labels_indices.csv").write_text("index;mid;display_name\n0;/m/1;Bark\n")
     segments = tmp_path / "segments.csv"
@@ -349,5 +349,8 @@ def test_a_dash_stands_for_a_sound_of_no_class(tmp_path: Path) -> None:
     table.write_text("file,label\na.wav,Bark\nb.wav,-\n")
     clips = read_data(table)
     assert [clip.labels for clip in clips] == [("Bark",), ()]
-    assert [(clip.span, clip.row["file"]) for clip in clips] == [(None, "a.wav"), (None, "b.wav")]
+    assert [(clip.section, clip.row["file"]) for clip in clips] == [
+        (None, "a.wav"),
+        (None, "b.wav"),
+    ]
     assert [clip.path.name for clip in read_clips(table)] == ["a.wav"]

@@ -94,7 +94,7 @@ def _stream(scores: list[float] | np.ndarray, hop_s: float = 0.5, first: int = 0
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     hop_s=st.sampled_from([0.1, 0.25, 0.5, 1.0]),

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from ast_stream.detect import Detector
 from ast_stream.detect.decision import Opinion
-from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.second_opinion import Embedding
 from ast_stream.detect.state import DetectorState
 from ast_stream.detect.verifiers import (
     LAYER,

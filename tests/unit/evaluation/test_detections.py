@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from soundscape_cases import (
     HIGH,
@@ -165,7 +165,7 @@ def test_an_event_of_everything_ends_after_ten_minutes_as_live() -> None:
     assert curve.false_per_h[0] == 5.0  # the first of the six holds sounds
 
 
-@pytest.mark.slow
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_a_lower_threshold_never_finds_less(seed: int) -> None:
     soundscape = ideal_soundscape(TRUTH)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ast_stream.errors import StartupError
 from ast_stream.model import attention
-from ast_stream.model.attention import Measurement, choose_attention, measure, measure_all
+from ast_stream.model.attention import KernelTiming, choose_attention, measure, measure_all
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -109,7 +109,7 @@ def test_on_cpus_auto_is_the_same_whatever_the_machine_is_busy_with(
 
 def _measure(monkeypatch: pytest.MonkeyPatch, **ms: float) -> None:
     monkeypatch.setattr(
-        attention, "measure", lambda name, *_shape: Measurement(name, ms=ms[name], max_error=0.0)
+        attention, "measure", lambda name, *_shape: KernelTiming(name, ms=ms[name], max_error=0.0)
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from foregrounds import burst
 
-from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.annotations import LabelledClip
 from ast_stream.dataset.clips import load_recordings
 from ast_stream.soundscape.soundbank import recorded_foregrounds
 from ast_stream.units import SAMPLE_RATE
@@ -37,7 +37,7 @@ def test_recordings_of_one_name_in_two_folders_are_distinguished(tmp_path: Path)
     for label in ("Bark", "Rain"):
         (tmp_path / label).mkdir()
         _write(tmp_path / label / "00.wav")
-        clips.append(Clip(tmp_path / label / "00.wav", (label,)))
+        clips.append(LabelledClip(tmp_path / label / "00.wav", (label,)))
     foregrounds = recorded_foregrounds(load_recordings(clips, min_clips=1), ["Bark", "Rain"])
     assert len({foreground.name for foreground in foregrounds}) == 2
 
@@ -45,6 +45,9 @@ def test_recordings_of_one_name_in_two_folders_are_distinguished(tmp_path: Path)
 def test_recordings_become_foregrounds_of_their_labels(tmp_path: Path) -> None:
     _write(tmp_path / "a.wav")
     _write(tmp_path / "b.wav")
-    clips = [Clip(tmp_path / "a.wav", ("Rain", "Bark")), Clip(tmp_path / "b.wav", ("Rain", "Bark"))]
+    clips = [
+        LabelledClip(tmp_path / "a.wav", ("Rain", "Bark")),
+        LabelledClip(tmp_path / "b.wav", ("Rain", "Bark")),
+    ]
     foregrounds = recorded_foregrounds(load_recordings(clips), ["Bark", "Rain"])
     assert [foreground.classes for foreground in foregrounds] == [(1, 0), (1, 0)]

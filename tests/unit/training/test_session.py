@@ -24,7 +24,7 @@ from ast_stream.soundscape.soundbank import Foreground, Soundbank
 from ast_stream.training.config import Optimization, TrainingConfig, esc50
 from ast_stream.training.data import prepare_data, split_backgrounds
 from ast_stream.training.finetune import inherited, initial_model
-from ast_stream.training.session import Progress, train
+from ast_stream.training.session import TrainingMonitor, train
 from ast_stream.training.state import Metrics
 from ast_stream.training.windows import ClipMixing
 from ast_stream.units import SAMPLE_RATE
@@ -33,7 +33,7 @@ N_CLIPS = 4
 N_BACKGROUNDS = 3  # held out
 
 
-class Recorded(Progress):
+class Recorded(TrainingMonitor):
     """Keeps all that is reported to it."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
         width=64,
         n_layers=1,
         optimization=optimization,
-        negatives_s=60.0,
+        negatives_s=30.0,
         licence="CC0-1.0",
     )
 
@@ -279,7 +279,7 @@ def test_stretches_that_touch_are_held_out_together(config: TrainingConfig, tmp_
         config, data=tmp_path / "day.csv", test_folds=(), held_out_ratio=0.25, n_generated=0
     )
     held = prepare_data(config, None).held_out_clips
-    spans = sorted(clip.span for clip in held if clip.span)
+    spans = sorted(clip.section for clip in held if clip.section)
     assert len(spans) == 2 * 3
     for first, second, third in (spans[:3], spans[3:]):
         assert first.onset_s + 4 == third.offset_s

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ast_stream.dataset.annotations import Clip, refusal
+from ast_stream.dataset.annotations import LabelledClip, refusal
 from ast_stream.dataset.tables import Columns, read_table
 
 TABLE = "clips.csv"
+EVENT = "event"  # column: id of the event that a clip is of
+TRAINED_ON = "verdicts"  # key of a checkpoint's provenance
 GROUP = "group"  # column: what stays on one side of a split
 
 
-def read_reviewed(folder: Path, known_labels: Collection[str]) -> list[Clip]:
+def read_reviewed(folder: Path, known_labels: Collection[str]) -> list[LabelledClip]:
     """Return the clips of a folder: confirmed examples with their labels, all others with none.
 
     What is a class only for the person who wrote its label is a sound that must not be named.
@@ -31,3 +34,14 @@ def read_reviewed(folder: Path, known_labels: Collection[str]) -> list[Clip]:
         replace(clip, labels=tuple(label for label in clip.labels if label in known_labels))
         for clip in clips
     ]
+
+
+def event_digest(clip: LabelledClip) -> str | None:
+    """Return what stands for the reviewed event of a clip in a provenance; None: it is of none."""
+    event_id = clip.row.get(EVENT)
+    return hashlib.sha256(event_id.encode()).hexdigest()[:12] if event_id else None
+
+
+def event_digests(clips: Iterable[LabelledClip]) -> list[str]:
+    """Return the digests of all reviewed events among clips, sorted."""
+    return sorted({digest for digest in map(event_digest, clips) if digest is not None})

@@ -1,4 +1,4 @@
-"""A second opinion of events that are about to begin, from what the model made of their window.
+"""A second opinion on events that are about to begin, from the embedding of their window.
 
 Only windows that decide such an event are encoded again, one by one: what it costs is a window's
 work for each event of a class that somebody has an opinion of, and nothing without. The numbers

@@ -1,4 +1,4 @@
-"""How everything on a box is: its processes asked, and what is not well in sentences."""
+"""The status of a box: all of its processes queried, and its problems in sentences."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from typing import Any, Self
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import ReadRequest, RingReply
+from ast_stream.messages.codec import decode_json
 from ast_stream.messages.event import EventMessage
+from ast_stream.messages.fleet import ClockReport
 from ast_stream.messages.query import Snapshot, SnapshotQuery
 from ast_stream.messages.status import (
     ALERTS_STATUS_TOPIC,
+    FORWARD_STATUS_TOPIC,
     RECORDER_STATUS_TOPIC,
     SOURCE_ENDED,
     AlertsStatus,
+    ForwardStatus,
     Health,
     RecorderStatus,
     WorkerStatus,
 )
 from ast_stream.settings.paths import (
     alerts_endpoint,
+    forward_endpoint,
+    page_id,
     query_endpoint,
     recorder_endpoint,
     ring_endpoint,
 )
+from ast_stream.settings.pool import is_capture_box
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.settings.workers import of_worker, worker_names
@@ -38,6 +45,7 @@ from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 
+MAX_ALIVE_BYTES = 4096
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
 _HEALTHY_STATES = ("listening", "warming", "gated")
 _FAULTS = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
@@ -50,7 +58,9 @@ class BoxStatus:
     """What the processes of one box answered.
 
     Attributes:
+        has_worker: there should be one; those of a pool are on other boxes than its streams.
         worker: None: it did not answer.
+        boot: the worker's run.
         streams: health by stream, those in the configuration first.
         events: events that are open.
         captures: answer of the ring by stream in the configuration; None: no answer.
@@ -59,12 +69,16 @@ class BoxStatus:
         has_alerts: there should be an alerts process.
         recorder: None: no status was received.
         has_recorder: there should be a recorder.
+        forward: None: no status was received.
+        has_forward: there should be a forwarder.
         page: where the page is; None: there is none.
         page_answers: whether it is there.
-        problems: one sentence for each.
+        problems: one sentence for each, also for those of the last minutes that are over.
     """
 
+    has_worker: bool = True
     worker: WorkerStatus | None = None
+    boot: str | None = None
     streams: dict[str, Health] = field(default_factory=dict)
     events: list[EventMessage] = field(default_factory=list)
     captures: dict[str, RingReply | None] = field(default_factory=dict)
@@ -73,14 +87,30 @@ class BoxStatus:
     has_alerts: bool = False
     recorder: RecorderStatus | None = None
     has_recorder: bool = False
+    forward: ForwardStatus | None = None
+    has_forward: bool = False
     page: str | None = None
     page_answers: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property
+    def losses(self) -> list[str]:
+        """The problems that are over: audio that streams have lost in the last minutes."""
+        return [
+            f"stream {name} {health.recent_loss.text}"
+            for name, health in self.streams.items()
+            if health.recent_loss is not None
+        ]
+
+    @property
     def restart_needed(self) -> dict[str, list[str]]:
         """Keys of the configuration that wait for a restart, by process; only of those that do."""
-        answered = {"worker": self.worker, "alerts": self.alerts, "recorder": self.recorder}
+        answered = {
+            "worker": self.worker,
+            "alerts": self.alerts,
+            "recorder": self.recorder,
+            "forward": self.forward,
+        }
         return {
             process: answer.restart_needed
             for process, answer in answered.items()
@@ -92,6 +122,7 @@ class BoxStatus:
         return {
             "healthy": not self.problems,
             "problems": self.problems,
+            "losses": self.losses,
             "restart_needed": self.restart_needed,
             "worker": None if self.worker is None else self.worker.to_json(),
             "streams": [health.to_json() for health in self.streams.values()],
@@ -99,38 +130,55 @@ class BoxStatus:
             "captures": {name: _capture_json(reply) for name, reply in self.captures.items()},
             "alerts": self.alerts_body,
             "recorder": None if self.recorder is None else self.recorder.to_json(),
+            "forward": None if self.forward is None else self.forward.to_json(),
             "page": None if self.page is None else {"at": self.page, "answers": self.page_answers},
         }
 
 
 @dataclass
 class WorkersStatus:
-    """What the processes of a configuration answered: of each worker, with its streams.
+    """The answers of all processes of a configuration, by worker.
 
     Attributes:
         boxes: by worker; None: the only one.
+        clock: of this machine; None: nobody asked.
     """
 
     boxes: dict[str | None, BoxStatus]
+    clock: ClockReport | None = None
 
     @property
     def problems(self) -> list[str]:
         """One sentence for each."""
-        return [
-            problem if name is None else f"{name}: {problem}"
-            for name, box in self.boxes.items()
-            for problem in box.problems
-        ]
+        found = _named({name: box.problems for name, box in self.boxes.items()})
+        clock = None if self.clock is None else self.clock.problem
+        return found if clock is None else [*found, clock]
+
+    @property
+    def losses(self) -> list[str]:
+        """Those of the problems that are over: audio lost in the last minutes."""
+        return _named({name: box.losses for name, box in self.boxes.items()})
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object: of the only worker, or of each by its name."""
+        clock = {} if self.clock is None else {"clock": self.clock.to_json()}
         if None in self.boxes:
-            return self.boxes[None].as_json()
-        return {
+            own = {"healthy": not self.problems, "problems": self.problems}
+            return self.boxes[None].as_json() | own | clock
+        return clock | {
             "healthy": not self.problems,
             "problems": self.problems,
+            "losses": self.losses,
             "workers": {str(name): box.as_json() for name, box in self.boxes.items()},
         }
+
+
+def _named(problems: Mapping[str | None, Sequence[str]]) -> list[str]:
+    return [
+        problem if name is None else f"{name}: {problem}"
+        for name, of_worker in problems.items()
+        for problem in of_worker
+    ]
 
 
 def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
@@ -142,7 +190,7 @@ def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
         "epoch": reply.block.epoch,
         "samples": reply.next,
         "unacknowledged": reply.next - reply.acked,
-    }
+    } | ({} if reply.placement is None else {"placement": reply.placement.to_json()})
 
 
 class StatusClient:
@@ -150,7 +198,9 @@ class StatusClient:
 
     Args:
         settings: of the processes.
-        alerts, recorder: endpoint of these processes; None: it is not asked.
+        alerts, recorder, forward: endpoint of these processes; None: it is not asked.
+        page: the whole configuration that the page was started with, of which `settings` may be
+            one worker's part; None: the page is not asked.
         is_complete: `settings` names all streams; else those that the worker knows.
         is_stopped: asked while waiting for answers.
     """
@@ -162,6 +212,8 @@ class StatusClient:
         is_complete: bool,
         alerts: str | None = None,
         recorder: str | None = None,
+        forward: str | None = None,
+        page: Settings | None = None,
         timeout_s: float = TIMEOUT_S,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -170,10 +222,14 @@ class StatusClient:
         self._timeout_s = timeout_s
         self._is_stopped = is_stopped
         self._sockets = Sockets(client_keys(settings.transport))
-        self._worker = QueryClient(self._sockets, query_endpoint(settings), is_stopped)
+        self._worker = (
+            None
+            if is_complete and is_capture_box(settings)
+            else QueryClient(self._sockets, query_endpoint(settings), is_stopped)
+        )
         self._alerts_endpoint = alerts
-        # as the alerts process, it is one for all workers
-        self._has_page = is_complete and alerts is not None and settings.web.listen is not None
+        has_page = is_complete and page is not None and page.web.listen is not None
+        self._page = page if has_page else None
         self._alerts = (
             Subscriber(alerts, topics=[ALERTS_STATUS_TOPIC])
             if is_complete and settings.alerts.rules and alerts is not None
@@ -187,19 +243,26 @@ class StatusClient:
             else None
         )
 
+        self._forward_endpoint = forward
+        self._forward = (
+            Subscriber(forward, topics=[FORWARD_STATUS_TOPIC])
+            if is_complete and settings.forward and forward is not None
+            else None
+        )
+
     def close(self) -> None:
         """Close all sockets."""
-        for feed in (self._alerts, self._recorder):
+        for feed in (self._alerts, self._recorder, self._forward):
             if feed is not None:
                 feed.close()
         self._sockets.close()
 
     def ask(self) -> BoxStatus:
         """Return how everything is now."""
-        box = BoxStatus()
-        self._ask_worker(box)
-        for stream in self._streams:
-            box.captures[stream.name] = self._ask_capture(stream.name)
+        box = BoxStatus(has_worker=self._worker is not None)
+        if self._worker is not None:
+            self._ask_worker(self._worker, box)
+        box.captures = self._ask_captures([stream.name for stream in self._streams])
         if self._alerts is not None:
             box.has_alerts = True
             if (message := self._newest(self._alerts)) is not None:
@@ -211,9 +274,14 @@ class StatusClient:
             if (message := self._newest(self._recorder)) is not None:
                 with contextlib.suppress(WireError):
                     box.recorder = RecorderStatus.from_json(message.body, message.topic)
-        if self._has_page:
-            box.page = self._settings.web.origin
-            box.page_answers = page_answers(self._settings, self._timeout_s)
+        if self._forward is not None:
+            box.has_forward = True
+            if (message := self._newest(self._forward)) is not None:
+                with contextlib.suppress(WireError):
+                    box.forward = ForwardStatus.from_json(message.body, message.topic)
+        if self._page is not None:
+            box.page = self._page.web.origin
+            box.page_answers = page_answers(self._page, self._timeout_s)
         box.problems = problems(box, self._streams, self._endpoints())
         return box
 
@@ -222,10 +290,11 @@ class StatusClient:
         settings, names = self._settings, [stream.name for stream in self._streams]
         captures = {f"capture {name}": ring_endpoint(settings, name) for name in names}
         asked = {"worker": query_endpoint(settings), "alerts": self._alerts_endpoint or ""}
-        return asked | {"recorder": self._recorder_endpoint or ""} | captures
+        asked |= {"recorder": self._recorder_endpoint or ""}
+        return asked | {"forward": self._forward_endpoint or ""} | captures
 
-    def _ask_worker(self, box: BoxStatus) -> None:
-        frames = self._worker.ask(SnapshotQuery(), self._timeout_s)
+    def _ask_worker(self, worker: QueryClient, box: BoxStatus) -> None:
+        frames = worker.ask(SnapshotQuery(), self._timeout_s)
         if frames is None:
             return
         try:
@@ -233,23 +302,32 @@ class StatusClient:
         except WireError:  # something else answers at this endpoint
             return
         healths = {health.stream: health for health in snapshot.streams}
-        box.events, box.worker = snapshot.events, snapshot.status
+        box.events, box.worker, box.boot = snapshot.events, snapshot.status, snapshot.boot
         first = [stream.name for stream in self._streams if stream.name in healths]
         box.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
 
-    def _ask_capture(self, name: str) -> RingReply | None:
-        socket = self._sockets.connect(
-            "dealer", ring_endpoint(self._settings, name), QUERY_HWM_MESSAGES
-        )
+    def _ask_captures(self, names: Sequence[str]) -> dict[str, RingReply | None]:
+        """Ask all rings at once: many that do not answer take no longer than one."""
+        rings = {
+            name: self._sockets.connect(
+                "dealer", ring_endpoint(self._settings, name), QUERY_HWM_MESSAGES
+            )
+            for name in names
+        }
+        found: dict[str, RingReply | None] = dict.fromkeys(names)
         try:
-            request = ReadRequest(v=1, op="read", stream=name, epoch=None, start=0, stop=0)
-            socket.send(request.encode())
-            frames = socket.receive(round(self._timeout_s * 1000))
-            return None if frames is None else RingReply.decode(frames, name)
-        except WireError:
-            return None
+            for name, socket in rings.items():
+                request = ReadRequest(v=1, op="read", stream=name, epoch=None, start=0, stop=0)
+                socket.send(request.encode())
+            end_s = time.monotonic() + self._timeout_s
+            for name, socket in rings.items():
+                frames = socket.receive(round(1000 * max(0.0, end_s - time.monotonic())))
+                with contextlib.suppress(WireError):
+                    found[name] = None if frames is None else RingReply.decode(frames, name)
         finally:
-            self._sockets.forget(socket)
+            for socket in rings.values():
+                self._sockets.forget(socket)
+        return found
 
     def _newest(self, feed: Subscriber) -> FeedMessage | None:
         """Return the next status on a feed: those before are outdated."""
@@ -283,6 +361,8 @@ class WorkersStatusClient:
                 # there is one of each for all workers
                 alerts=alerts_endpoint(settings) if number == 0 else None,
                 recorder=recorder_endpoint(settings) if number == 0 else None,
+                forward=forward_endpoint(settings) if number == 0 else None,
+                page=settings if number == 0 else None,
             )
             for number, name in enumerate(worker_names(settings))
         }
@@ -304,7 +384,10 @@ class WorkersStatusClient:
 
 
 def page_answers(settings: Settings, timeout_s: float = TIMEOUT_S) -> bool:
-    """Return whether the page of this box answers; its certificate may be for other names."""
+    """Return whether the page of this configuration answers, and not that of another one.
+
+    Its certificate may be for other names.
+    """
     host, port = settings.web.address
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     connection: HTTPConnection
@@ -316,8 +399,10 @@ def page_answers(settings: Settings, timeout_s: float = TIMEOUT_S) -> bool:
         connection = HTTPSConnection(host, port, timeout=timeout_s, context=context)
     try:
         connection.request("GET", ALIVE_PATH)
-        return connection.getresponse().status == HTTPStatus.OK
-    except (OSError, HTTPException):
+        answer = connection.getresponse()
+        body = decode_json(answer.read(MAX_ALIVE_BYTES), "answer of the page", MAX_ALIVE_BYTES)
+        return answer.status == HTTPStatus.OK and body.get("page") == page_id(settings)
+    except (OSError, HTTPException, WireError):
         return False
     finally:
         connection.close()
@@ -330,14 +415,16 @@ def problems(
 
     Args:
         endpoints: which socket was asked, by process: "worker", "alerts", "recorder",
-            "capture NAME".
+            "forward", "capture NAME".
     """
 
     def at(process: str) -> str:
         return f" at {endpoints[process]}" if process in endpoints else ""
 
     finite = {stream.name for stream in streams if stream.source.can_end}
-    found = [f"the worker does not answer{at('worker')}"] if box.worker is None else []
+    found = []
+    if box.worker is None and box.has_worker:
+        found.append(f"the worker does not answer{at('worker')}")
     if box.worker is not None:
         if box.worker.disk:
             found.append(f"the worker's {box.worker.disk}")
@@ -353,6 +440,7 @@ def problems(
             over.add(name)
         elif health.state not in _HEALTHY_STATES:
             found.append(f"stream {name} is {health.state}: {health.detail}")
+    found += box.losses
     for name, capture in box.captures.items():
         if capture is None and name not in over:
             found.append(f"the capture process of {name} does not answer{at(f'capture {name}')}")
@@ -360,6 +448,9 @@ def problems(
             found.append(
                 f"the capture process of {name} {_FAULTS[capture.state]}: {capture.detail}"
             )
+        placement = None if capture is None else capture.placement
+        if placement is not None and placement.worker is None:
+            found.append(f"stream {name}: no worker of the pool has it")
     if box.has_alerts and box.alerts is None:
         found.append(f"the alerts process sends no status{at('alerts')}")
     elif box.alerts is not None and box.alerts.disk:
@@ -372,8 +463,21 @@ def problems(
         found.append(f"the recorder: {box.recorder.disk}")
     elif box.recorder is not None and not box.recorder.hears_workers:
         found.append("the recorder receives nothing from the worker")
+    if box.has_forward and box.forward is None:
+        found.append(f"the forwarder sends no status{at('forward')}")
+    elif box.forward is not None:
+        found += _forward_problems(box.forward)
     if box.page is not None and not box.page_answers:
         found.append(f"the page does not answer at {box.page}")
     if box.alerts is not None:
         found += [action.text for action in box.alerts.failing]
     return found
+
+
+def _forward_problems(forward: ForwardStatus) -> list[str]:
+    found = [f"the forwarder: {forward.disk}"] if forward.disk else []
+    if not forward.hears_workers:
+        found.append("the forwarder receives nothing from the worker")
+    return found + [
+        f"forward {output.name}: {output.error}" for output in forward.outputs if output.error
+    ]

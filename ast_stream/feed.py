@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
@@ -26,6 +26,7 @@ from ast_stream.urls import check_endpoint
 __all__ = [
     "ClientKeys",
     "FeedMessage",
+    "MessageReader",
     "Missed",
     "Position",
     "SeveralFeeds",
@@ -39,6 +40,21 @@ _LOOK_EVERY_S = 0.02  # at several feeds, whether one has a message
 _ALL_HEARD_S = 3.0  # after a start, for each of several publishers to be heard
 
 logger = logging.getLogger(__name__)
+
+
+class MessageReader(Protocol):
+    """What the loops of the recorder and the alerts process need of a reader of feeds."""
+
+    @property
+    def position(self) -> Position | Mapping[str, Position] | None:
+        """Position after the last message returned; of several feeds, by their names."""
+
+    @property
+    def is_publisher_there(self) -> bool:
+        """Whether messages have been received recently."""
+
+    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
+        """Return the next message; None after `timeout_s`."""
 
 
 class Subscriber:
@@ -162,6 +178,11 @@ class Subscriber:
         self._topics = (*self._topics, topic)
         self._reader.add_topic(topic)
 
+    def remove_topic(self, topic: str) -> None:
+        """Give back what `add_topic` asked for; by the thread that reads."""
+        self._topics = tuple(known for known in self._topics if known != topic)
+        self._reader.remove_topic(topic)
+
     def stop(self) -> None:
         """End all waiting and iterating, for good; from any thread."""
         self._reader.stop()
@@ -196,6 +217,7 @@ class SeveralFeeds:
         self._given: dict[str, Position | None] = {
             name: feed.position for name, feed in self._feeds.items()
         }
+        self._added: list[str] = []  # topics
         self._is_stopped = threading.Event()
         self._since_s = time.monotonic()
         self._has_begun = False
@@ -246,13 +268,34 @@ class SeveralFeeds:
 
     def add_topic(self, topic: str) -> None:
         """Receive messages of one more topic (a prefix) of all feeds from now on."""
+        self._added.append(topic)
         for feed in self._feeds.values():
             feed.add_topic(topic)
+
+    def remove_topic(self, topic: str) -> None:
+        """Give back what `add_topic` asked for."""
+        self._added.remove(topic)
+        for feed in self._feeds.values():
+            feed.remove_topic(topic)
+
+    def add_feed(self, name: str, feed: Subscriber) -> None:
+        """Read one more feed from now on, in place of another one of this name."""
+        self.remove_feed(name)
+        for topic in self._added:
+            feed.add_topic(topic)
+        self._feeds[name] = feed
+        self._given.setdefault(name, feed.position)
+
+    def remove_feed(self, name: str) -> None:
+        """Stop reading the feed of this name, if there is one; its position is kept."""
+        self._waiting.pop(name, None)
+        if (feed := self._feeds.pop(name, None)) is not None:
+            feed.close()
 
     def stop(self) -> None:
         """End all waiting and iterating, for good; from any thread."""
         self._is_stopped.set()
-        for feed in self._feeds.values():
+        for feed in [*self._feeds.values()]:  # of the thread that reads
             feed.stop()
 
     def close(self) -> None:

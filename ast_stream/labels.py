@@ -1,4 +1,4 @@
-"""Names: slugs of class labels for topics, stream names, stable ids, near names for mistakes."""
+"""Names: slugs of labels, stream names, stable ids, and near names for typing mistakes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import lru_cache
 
 STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 MAX_NEAR_CHARACTERS = 200
+MAX_TEXT_CHARACTERS = 1000  # of a line of somebody else's words
 STREAM_NAME_RULE = "lower-case letters, digits and '-', at most 63, not starting with '-'"
 _MAX_SLUG = 64  # a part of topics and file names, which are limited
 _HASH_BYTES = 5
@@ -115,6 +116,12 @@ def printable(text: str, keep: str = "") -> str:
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text
     )
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line, without control and format characters, shortened."""
+    kept = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(kept.split())[:MAX_TEXT_CHARACTERS]
 
 
 def is_stream_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The clocks of this machine: wall time, which can be set, and a clock that only goes forward.
+"""The clocks of this machine: wall time, which can be set, and monotonic time.
 
 The monotonic clock stands still while the machine is suspended: nothing was listened to then.
 """
@@ -37,7 +37,7 @@ class Moment:
         return self.wall_ns - self.monotonic_ns
 
     def after(self, duration_ns: int) -> Moment:
-        """Return the moment a duration later, by a wall clock that is not set meanwhile."""
+        """Return the moment a duration later, if the wall clock is not set in between."""
         return Moment(self.wall_ns + duration_ns, self.monotonic_ns + duration_ns)
 
     def seen_from(self, later: Moment) -> int:
@@ -67,7 +67,7 @@ def read_clocks(
 
 
 def _monotonic_clock_id() -> str:
-    """Return what differs where monotonic times cannot be compared: a machine, and its boot."""
+    """Return an id of machine and boot: monotonic times with other ids cannot be compared."""
     boot = ""
     with suppress(OSError):
         boot = _BOOT_ID.read_text("ascii").strip()

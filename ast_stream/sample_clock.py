@@ -1,4 +1,4 @@
-"""Time of sample indices of one epoch, as it came with the blocks.
+"""The wall time of sample indices of one epoch, as it came with the blocks.
 
 The clock of a capture process decides when samples were captured; this one only remembers it, as
 straight lines that each begin at an anchor.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ast_stream.machine_clock import Moment
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
+from ast_stream.units import MAX_TIME_NS, NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
 _TOLERANCE_NS = 2_000
 
@@ -63,13 +63,17 @@ class SampleClock:
         )
 
     def time_ns(self, sample: int, seen_from: Moment | None = None) -> int:
-        """Return the wall time of `sample`.
+        """Return the wall time of `sample`, one that can be written.
+
+        Anchors and samples come from other boxes: however far apart they are, no message about
+        them may end a worker.
 
         Args:
             seen_from: by the wall clock as it is set then; None: as it was set at the sample.
         """
         moment = self.moment(sample)
-        return moment.wall_ns if seen_from is None else moment.seen_from(seen_from)
+        time_ns = moment.wall_ns if seen_from is None else moment.seen_from(seen_from)
+        return min(max(0, time_ns), MAX_TIME_NS)
 
     def sample_at(self, time_ns: int) -> int:
         """Return the index of the sample at a wall time, at least 0."""

@@ -1,6 +1,7 @@
 """Processes and commands: compose the library and run; the only place that exits."""
 
 # nothing is imported here that takes time: a signal to stop may come at any moment of the start
+import gc
 import os
 import signal
 import sys
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 # commands that a signal ends as it is meant; others have been cut short
-RUN_UNTIL_STOPPED = ("run", "capture", "worker", "alerts", "record", "web", "listen", "subscribe")
-RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts", "record", "web")
+RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts", "record", "forward", "web")
+RUN_UNTIL_STOPPED = (*RELOADED_BY_SIGHUP, "listen", "subscribe")
 
 
 def chosen_command(args: Sequence[str]) -> str | None:
@@ -30,7 +31,8 @@ def leave_on_signals(args: Sequence[str]) -> None:
     if command in RELOADED_BY_SIGHUP and not _has_terminal():
         # a reload asked for now waits until it can be done; a terminal that is closed still ends us
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # SIGINT first: Python has a handler of its own for it, which would raise between the two calls
+    for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
 
@@ -46,3 +48,6 @@ def _has_terminal() -> bool:
 # not where another program, such as one of the tests, imports what is in here
 if os.path.basename(sys.argv[0]) in ("ast-stream", "-m"):  # pathlib takes 10 ms
     leave_on_signals(sys.argv[1:])
+    # what is imported stays: to look for garbage in it takes a quarter of a worker's start, and as
+    # much of its end; `app` has it passed over for good and turns the search on again
+    gc.disable()

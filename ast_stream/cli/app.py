@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import io
 import logging
@@ -74,6 +75,11 @@ COMMANDS = (
         "ast_stream.recorder.process:record",
         "Run the process that keeps clips of events, and the history.",
     ),
+    Command(
+        "forward",
+        "ast_stream.forward.process:forward",
+        "Run the process that sends to the brokers of a fleet.",
+    ),
     Command("web", f"{_CLI}.web:web", "Run the process that serves the page for browsers."),
     Command("review", f"{_CLI}.review:app", "Say what events really were, and let that teach."),
     Command("listen", f"{_CLI}.listen:listen", "Show live what the model detects."),
@@ -103,6 +109,7 @@ COMMANDS = (
         f"{_CLI}.privacy:privacy",
         "Show what is kept, and who may have it.",
     ),
+    Command("fleet", f"{_CLI}.fleet:app", "Show all boxes of a fleet, and which model they use."),
     Command("coverage", f"{_CLI}.coverage:coverage", "Show what was listened to and what was not."),
     Command(
         "install-units",
@@ -121,8 +128,9 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Run the command line and exit with the code the result stands for."""
+    """Run the command line and exit with the matching code."""
     log_what_nobody_catches()
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # halves of characters and what an old locale lacks: written out instead of a crash
@@ -137,6 +145,23 @@ def main() -> None:
     except OSError as error:
         code = _refuse_output(error)
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Let closed standard streams lead nowhere, as after `>&-` or under an old init.
+
+    The next file or socket would get the number of a closed one, and what is printed would end up
+    in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest free number is taken, which is this one
+            os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            os.set_inheritable(number, True)
+            if name != "stdin":  # that nothing can be read is said by whoever would read it
+                stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
+                setattr(sys, name, stream)
 
 
 def run_command_line(
@@ -171,6 +196,8 @@ def run_command_line(
 
 
 def _imported(command: str | None) -> None:
+    gc.freeze()
+    gc.enable()
     if command not in RUN_UNTIL_STOPPED:
         raise_on_signals()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,13 +13,14 @@ from rich.table import Table
 
 from ast_stream.benchmarks.capture import COLUMNS as CAPTURE_COLUMNS
 from ast_stream.benchmarks.capture import Cost, Kind, measure
-from ast_stream.benchmarks.report import Column, Row, cells, versions
+from ast_stream.benchmarks.report import Row, TableColumn, cells, versions
 from ast_stream.benchmarks.soak import BOUNDS, Soak, SoakOptions, SoakResult
 from ast_stream.cli.options import CascadeCheckpoint, cascade_settings, json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import PacedLines, ProgressView, console, plain_table
 from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.units import SAMPLE_RATE
@@ -33,7 +33,7 @@ Model = Annotated[str, typer.Option(help="Checkpoint.")]
 Hop = Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")]
 Recordings = Annotated[
     Path | None,
-    typer.Option(help="Hear the recordings of this folder, not generated scenes."),
+    typer.Option(help="Play the recordings of this folder, not generated scenes."),
 ]
 SCENE_S = 40.0
 N_SCENES = 8  # that streams of `tick` hear
@@ -158,7 +158,7 @@ def history(
     rounds: Rounds = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Time the history: its size, what a message costs, and how long answers take.
+    """Time the history: its size, the cost of a message, and the time of queries.
 
     A day is 2 000 events of 30 classes on 8 streams, with clips, verdicts, alerts and gaps.
 
@@ -166,8 +166,8 @@ def history(
     """
     from ast_stream.benchmarks.history import COLUMNS, measure_history
 
-    with _progress(days) as advance, tempfile.TemporaryDirectory() as folder:
-        timing = measure_history(Path(folder), days, rounds, advance)
+    with _progress(days) as advance, temporary_folder("history") as folder:
+        timing = measure_history(folder, days, rounds, advance)
     figures = asdict(timing)
     answers = figures.pop("answers")
     print_report(figures, answers, COLUMNS, as_json=as_json)
@@ -193,7 +193,7 @@ def box(
     cascade: CascadeCheckpoint = None,
     hop: Hop = 0.5,
     recordings: Recordings = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of what is heard.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the sounds.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure how late the feed is by the number of live streams, through real processes.
@@ -219,11 +219,11 @@ def box(
     rows = []
     with (
         stop_on_signals() as stop,
-        tempfile.TemporaryDirectory(prefix="ast-stream-box-", dir="/tmp") as name,
+        temporary_folder("box", Path("/tmp")) as place,
     ):
-        files = write_recordings(Path(name), max(streams), options)
+        files = write_recordings(place, max(streams), options)
         for n_streams in streams:
-            folder = Path(name) / str(n_streams)
+            folder = place / str(n_streams)
             folder.mkdir()
             run = BoxRun(n_streams, files, options, folder)
             figures = run.run(stop.is_set, lambda text: say(text, err=True))
@@ -246,14 +246,14 @@ def tick(
     cascade: CascadeCheckpoint = None,
     classes: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Take a model of next to no work, of so many."),
+        typer.Option(min=1, max=10_000, help="Use a dummy model with so many classes."),
     ] = None,
     hop: Hop = 0.5,
     read: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TOPIC",
-            help="What somebody reads besides events, gaps, health and status, e.g. scores.",
+            help="Topics that are read besides events, gaps, health and status, e.g. scores.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -285,9 +285,9 @@ def tick(
     sounds = [generate_scene(seed, SCENE_S).pcm for seed in range(min(N_SCENES, max(streams)))]
     rows = []
     for n_streams in streams:
-        with tempfile.TemporaryDirectory(prefix="ast-stream-tick-") as name:
+        with temporary_folder("tick") as place:
             figures = time_turns(
-                tagger, n_streams, hop, seconds, sounds, Path(name), reads, cascade=small
+                tagger, n_streams, hop, seconds, sounds, place, reads, cascade=small
             )
         rows.append(asdict(figures))
     named = _named(model, cascade, hop) if classes is None else {"classes": classes, "hop_s": hop}
@@ -333,9 +333,9 @@ def scan(
     tagger = load_model(chosen)
     small = load_cascade(chosen)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as name:
+    with temporary_folder("scan") as place:
         sets = [
-            (f"scene of {length:g} min", [write_scene(Path(name) / f"{length}.flac", 60 * length)])
+            (f"scene of {length:g} min", [write_scene(place / f"{length}.flac", 60 * length)])
             for length in (minutes / 10, minutes)
         ]
         if recordings is not None:
@@ -383,7 +383,7 @@ def capture(
         list[Kind], typer.Option(help="Recordings, stations, or recordings that are not there.")
     ] = [Kind.FILE],  # noqa: B006
     seconds: Annotated[
-        float, typer.Option(min=2, help="For each; longer than the ring, or it is not full.")
+        float, typer.Option(min=2, help="For each number; more than the ring holds.")
     ] = 100.0,
     ring: Annotated[float, typer.Option(min=10, max=600, help="ring_s of each stream.")] = 90.0,
     as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
@@ -396,11 +396,11 @@ def capture(
     """
     lines = PacedLines(10.0)
     costs: list[Cost] = []
-    for one in kind:
+    for source_kind in kind:
         first: Cost | None = None
         for number in streams:
-            lines.show(f"{number} x {one}, {seconds:g} s")
-            costs.append(measure(one, number, seconds, ring, first))
+            lines.show(f"{number} x {source_kind}, {seconds:g} s")
+            costs.append(measure(source_kind, number, seconds, ring, first))
             first = first or costs[-1]
     options = {"ring_s": ring, "seconds": seconds}
     print_report(options, [asdict(cost) for cost in costs], CAPTURE_COLUMNS, as_json=as_json)
@@ -452,9 +452,9 @@ def soak(
 
     with (
         stop_on_signals() as stop,
-        tempfile.TemporaryDirectory(prefix="ast-stream-soak-", dir="/tmp") as name,
+        temporary_folder("soak", Path("/tmp")) as place,
     ):
-        result = Soak(options, Path(name)).run(stop.is_set, show)
+        result = Soak(options, place).run(stop.is_set, show)
     if not result.hours:
         raise UsageError("stopped before anything was measured")
     if as_json:
@@ -530,7 +530,11 @@ def _summary(result: SoakResult) -> list[str]:
 
 
 def print_report(
-    options: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[Column], *, as_json: bool
+    options: Mapping[str, Any],
+    rows: Sequence[Row],
+    columns: Sequence[TableColumn],
+    *,
+    as_json: bool,
 ) -> None:
     """Print a benchmark's figures as a table, or with all they depend on as one JSON object."""
     if as_json:

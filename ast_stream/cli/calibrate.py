@@ -1,4 +1,4 @@
-"""`ast-stream calibrate`: thresholds for a budget of false alarms, and what is missed then."""
+"""`ast-stream calibrate`: thresholds for a budget of false alarms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import typer
 
 from ast_stream.calibration.budgets import Budgets, class_named, parse_budget, parse_budgets
-from ast_stream.calibration.folds import UnseenClips, clips_of_folds, unseen_clips
+from ast_stream.calibration.folds import UnseenClips, clips_of_folds, unseen_clips, unseen_reviewed
 from ast_stream.calibration.provenance import (
     check_target,
     events_of,
@@ -42,11 +42,17 @@ from ast_stream.cli.clip_options import (
     ColumnOptions,
     Negatives,
     OnlyFolds,
-    require_packages,
 )
-from ast_stream.cli.options import N_CORES, AsJson, Device, Threads, with_option_groups
+from ast_stream.cli.options import (
+    N_CORES,
+    AsJson,
+    Device,
+    Threads,
+    require_packages,
+    with_option_groups,
+)
 from ast_stream.cli.terminal import ProgressView
-from ast_stream.dataset.reviewed import read_reviewed
+from ast_stream.dataset.reviewed_clips import read_reviewed
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
@@ -69,7 +75,7 @@ class AudioOptions:
         Path | None,
         typer.Option(
             help="Folder of `ast-stream review export`: confirmed sounds are found or missed, "
-            "others must not be named. CHECKPOINT must not have been trained on them."
+            "others must not be named. Those that CHECKPOINT was trained on are left out."
         ),
     ] = None
     test_fold: OnlyFolds = None
@@ -125,11 +131,12 @@ class AudioOptions:
             raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
         unseen_sets, remarks = [UnseenClips(checkpoint, [])], list[str]()
         if clips:
-            others = [load_checkpoint(one) for one in self.fold_checkpoint or []]
+            others = [load_checkpoint(reference) for reference in self.fold_checkpoint or []]
             unseen_sets, remarks = unseen_clips(checkpoint, others, clips, folds, self.unseen)
         if self.verdicts is not None:
             reviewed = read_reviewed(self.verdicts, checkpoint.labels)
-            unseen_sets = [*unseen_sets, UnseenClips(checkpoint, reviewed)]
+            unseen, seen = unseen_reviewed(checkpoint, reviewed)
+            unseen_sets, remarks = [*unseen_sets, unseen], [*remarks, *seen]
         recordings = negative_recordings(self.negatives or [], checkpoint.labels)
         hours, n_generated = self.negative_hours, self.generated
         if hours is None:

@@ -1,4 +1,4 @@
-"""What `ast-stream calibrate` says: tables for people, one object for programs."""
+"""The output of `ast-stream calibrate`: tables for people, one object for programs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MAX_NAMED = 60  # classes that one remark lists; AudioSet has 527
 SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 
-def class_json(one: ClassCalibration) -> dict[str, Any]:
-    recall, onset = one.choice.recall, one.onset
-    return class_record(one) | {
+def class_json(result: ClassCalibration) -> dict[str, Any]:
+    recall, onset = result.choice.recall, result.onset
+    return class_record(result) | {
         "recall": None if math.isnan(recall) else round(recall, 4),
-        "score_map": one.score_map.model_dump(),
-        "rise_on": one.rise_on and asdict(one.rise_on),
-        "rise_off": one.rise_off and asdict(one.rise_off),
+        "score_map": result.score_map.model_dump(),
+        "rise_on": result.rise_on and asdict(result.rise_on),
+        "rise_off": result.rise_off and asdict(result.rise_off),
         "onset": onset and asdict(onset) | {"fit": onset.fit.model_dump()},
-        "remarks": one.remarks(),
-        "trade_off": [_choice_json(choice) for choice in one.ladder],
+        "remarks": result.remarks(),
+        "trade_off": [_choice_json(choice) for choice in result.ladder],
     }
 
 
@@ -44,7 +44,9 @@ def record_of(audio: CalibrationAudio, data: Path | None, budgets: Budgets) -> d
     return {
         "data": data.name if data and unseen_sets else None,
         "clips": sum(len(unseen_set.clips) for unseen_set in unseen_sets),
-        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in unseen_sets],
+        "judges": [
+            {"model": unseen.checkpoint.hash, "folds": unseen.folds} for unseen in unseen_sets
+        ],
         "generated_takes": sum(
             foreground.is_generated for _, foregrounds in audio.sounds for foreground in foregrounds
         ),
@@ -72,7 +74,7 @@ def result_json(
         "hours_of_negatives": round(heard.hours_negative, 4),
         "heard": record,
         "remarks": list(remarks),
-        "classes": {one.label: class_json(one) for one in calibrated},
+        "classes": {result.label: class_json(result) for result in calibrated},
     }
 
 
@@ -89,10 +91,10 @@ def show(
         "(thresholds in brackets) keep no budget",
         soft_wrap=True,
     )
-    for one in calibrated:
-        if one.label in asked:
-            console.print(f"\n{one.label}: what other budgets would choose")
-            console.print(_trade_off_table(one))
+    for result in calibrated:
+        if result.label in asked:
+            console.print(f"\n{result.label}: what other budgets would choose")
+            console.print(_trade_off_table(result))
     for remark in [*remarks, *_grouped_remarks(calibrated)]:
         console.print(f"- {remark}", soft_wrap=True)
 
@@ -103,27 +105,27 @@ def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Tab
         "among/h", "without/h", "95 % below",
         *(("r_on s", "r_off s") if is_wide else ()),
     )  # fmt: skip
-    for one in calibrated:
-        choice = one.choice
+    for result in calibrated:
+        choice = result.choice
         table.add_row(
-            one.label,
+            result.label,
             choice.budget.text,
             f"{choice.threshold:.3f}" if choice.is_met else f"({choice.threshold:.3f})",
-            f"{one.timing.confirm_s:g}",
-            f"{one.timing.smoothing_s:g}",
+            f"{result.timing.confirm_s:g}",
+            f"{result.timing.smoothing_s:g}",
             f"{choice.n_found}/{choice.n_sounds}",
             _rate(choice.false_among, choice.hours_among),
             _rate(choice.false_negatives, choice.hours_negative),
-            "" if one.bound_per_h is None else rate_text(one.bound_per_h),
-            *(_rise_texts(one) if is_wide else ()),
+            "" if result.bound_per_h is None else rate_text(result.bound_per_h),
+            *(_rise_texts(result) if is_wide else ()),
         )
     return table
 
 
-def _trade_off_table(one: ClassCalibration) -> Table:
+def _trade_off_table(result: ClassCalibration) -> Table:
     bands = [f"{low}-{high} dB" for low, high in SNR_BANDS_DB]
     table = _table("budget", "threshold", "found", *bands, "to claim it")
-    for choice in one.ladder:
+    for choice in result.ladder:
         if not choice.is_met:
             table.add_row(choice.budget.text, "none")
             continue
@@ -142,9 +144,9 @@ def _trade_off_table(one: ClassCalibration) -> Table:
 def _grouped_remarks(calibrated: Sequence[ClassCalibration]) -> list[str]:
     """Return each remark once, with the classes it is about."""
     about: dict[str, list[str]] = {}
-    for one in calibrated:
-        for remark in one.remarks():
-            about.setdefault(remark, []).append(one.label)
+    for result in calibrated:
+        for remark in result.remarks():
+            about.setdefault(remark, []).append(result.label)
     everyone = len(calibrated) if len(calibrated) > 1 else math.inf
     return [
         f"{'all classes' if len(labels) == everyone else _listed(labels)}: {remark}"
@@ -188,10 +190,10 @@ def _rate(count: int, hours: float) -> str:
     return f"{count / hours:.2f}" if hours else ""
 
 
-def _rise_texts(one: ClassCalibration) -> tuple[str, str]:
-    if one.by_frames:
+def _rise_texts(result: ClassCalibration) -> tuple[str, str]:
+    if result.by_frames:
         return "-", "-"
-    return _rise_text(one.rise_on), _rise_text(one.rise_off)
+    return _rise_text(result.rise_on), _rise_text(result.rise_off)
 
 
 def _rise_text(rise: RiseTime | None) -> str:

@@ -1,4 +1,4 @@
-"""`ast-stream check-config` and `ast-stream schema`: what a configuration may say, and says."""
+"""`ast-stream check-config` and `ast-stream schema`: configurations checked and explained."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ast_stream.alerts.actions.base import action_problems
 from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.schema import rule_file_json_schema
 from ast_stream.cli.output import aligned, say
+from ast_stream.cli.pool_checks import pool_problems, pool_warnings
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.errors import (
     AstStreamError,
@@ -26,6 +27,7 @@ from ast_stream.errors import (
     UsageError,
     Warned,
 )
+from ast_stream.forward.outputs import output_problems
 from ast_stream.labels import find_label, slug
 from ast_stream.model.audioset import short_window_warning
 from ast_stream.settings import paths, storage
@@ -35,7 +37,9 @@ from ast_stream.settings.check import (
     check_folders,
     check_page,
     check_sources,
+    wire_warnings,
 )
+from ast_stream.settings.fleet import box_identity
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.recorder import ALL
 from ast_stream.settings.schema import Settings, Source
@@ -83,12 +87,16 @@ def check_config(
         typer.echo(json.dumps(scrape_targets(loaded.settings), indent=2))
         return
     warnings: list[str] = []
-    lines = _attempt(problems, lambda: describe(loaded.settings))
+    # without problems only: what the loader has refused, it would refuse again
+    lines = [] if problems else _attempt(problems, lambda: describe(loaded.settings))
     problems += [*check_folders(loaded), *check_sources(loaded), *check_page(loaded)]
-    problems += action_problems(loaded)
+    problems += [*action_problems(loaded), *output_problems(loaded), *_port_problems(loaded)]
     transport = loaded.settings.transport
     problems += [loaded.problem(path, text) for path, text in key_problems(transport)]
     warnings += [str(loaded.problem(path, text)) for path, text in key_warnings(transport)]
+    problems += [loaded.problem(path, text) for path, text in pool_problems(loaded.settings)]
+    warnings += [str(loaded.problem(path, text)) for path, text in pool_warnings(loaded.settings)]
+    warnings += map(str, wire_warnings(loaded))
     if loaded.settings.alerts.rules:
         lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
     descriptions: list[Description] = []
@@ -106,7 +114,9 @@ def check_config(
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
         raise ConfigError(
-            sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
+            sorted(
+                problems, key=lambda problem: (problem.is_warning, problem.file, problem.line or 0)
+            )
         )
     for description in descriptions:
         window_s = loaded.settings.model.window_s or description.window_s
@@ -116,6 +126,19 @@ def check_config(
             _add_load(loaded.settings, description, lines, warnings)
     say(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
     say("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
+
+
+def describe_checkpoint(loaded: LoadedSettings) -> list[str]:
+    """Return what the settings and the rules mean for their checkpoint, which is on this machine.
+
+    Raises:
+        ConfigError: they do not fit each other.
+    """
+    description = _description(loaded, loaded.settings.model.checkpoint, "model", "checkpoint")
+    lines = [*describe_model(loaded, description), *_describe_verifiers(loaded, description)]
+    if loaded.settings.alerts.rules:
+        lines += _describe_rules(loaded, [], knows_model=True)
+    return lines
 
 
 def _attempt(problems: list[Problem], step: Callable[[], Iterable[_Found]]) -> list[_Found]:
@@ -164,6 +187,8 @@ def describe(settings: Settings) -> Iterator[str]:
     for stream in settings.streams:
         labels = "".join(f", {key}={value}" for key, value in stream.labels.items())
         source = f"{_source(stream.source)}, ring {stream.ring_s:g} s"
+        if stream.wire.codec == "opus":
+            source += f", sent as Opus, {stream.wire.bit_rate / 1000:g} kbit/s"
         yield f"stream       {stream.name}: {source}{labels}"
     for name in worker_names(settings):
         own = of_worker(settings, name)
@@ -176,6 +201,11 @@ def describe(settings: Settings) -> Iterator[str]:
         yield f"state        {own.state_dir}"
     if settings.recorder is not None:
         yield from _describe_recorder(settings)
+    if settings.forward:
+        identity = box_identity(settings)
+        yield f"box          {identity.box} of {identity.site}"
+        for output in settings.forward:
+            yield f"forward      {output.name}: {', '.join(output.kinds)} to {output.receiver}"
     if settings.alerts.rules:
         yield f"admin        {paths.admin_endpoint(settings)}"
     if settings.web.listen is not None:
@@ -196,7 +226,12 @@ def _describe_recorder(settings: Settings) -> Iterator[str]:
         classes = policy.classes if policy.classes == ALL else ", ".join(policy.classes)
         streams = "" if policy.streams == ALL else f" on {', '.join(policy.streams)}"
         score = f" from a score of {policy.min_score:g} on" if policy.min_score else ""
-        what = {"event": "each event", "alert": "events that an alert names", "never": "no event"}
+        what = {
+            "event": "each event",
+            "alert": "events that an alert names",
+            "best": "the best event of each alert",
+            "never": "no event",
+        }
         rolls = (
             ""
             if policy.when == "never"
@@ -214,14 +249,55 @@ def _describe_recorder(settings: Settings) -> Iterator[str]:
 
 
 def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
-    """Return where each process shows its metrics, as Prometheus reads it from a file (file_sd).
+    """Return the metrics endpoints of all processes in Prometheus' file_sd format.
 
     Raises:
         UsageError: they show none.
     """
     if settings.metrics.listen is None:
         raise UsageError("metrics.listen: expected host:port, got none: no process shows metrics")
-    found = []
+    return [
+        {"targets": [_target(host, port)], "labels": {"process": kind}}
+        for kind, (host, port) in _metrics_addresses(settings)
+    ]
+
+
+def _target(host: str, port: int) -> str:
+    name = socket.gethostname() if host in _ANY_HOST else host
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _port_problems(loaded: LoadedSettings) -> Iterator[Problem]:
+    """Yield which addresses two parts of this box would listen at."""
+    settings = loaded.settings
+    taken = [(f"the metrics of {kind}", where) for kind, where in _metrics_addresses(settings)]
+    if settings.web.listen is not None:
+        host, _, port = settings.web.listen.rpartition(":")
+        page = (host.strip("[]"), int(port))
+        for name, where in taken:
+            if _overlap(page, where):
+                text = f"expected an address of its own, got {settings.web.listen}, taken by {name}"
+                yield loaded.problem(("web", "listen"), text)
+        taken.append(("the page", page))
+    for key in ("audio", "rings", "feed", "query", "admin"):
+        endpoint = getattr(settings.transport, key) or ""
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        # another box may have the same port: only the very same address is surely twice
+        for name, where in taken if endpoint.startswith("tcp://") else ():
+            if (host.strip("[]"), port) == (where[0], str(where[1])):
+                text = f"expected an endpoint of its own, got {endpoint}, taken by {name}"
+                yield loaded.problem(("transport", key), text)
+
+
+def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    hosts = {one[0], other[0]}
+    return one[1] == other[1] and (len(hosts) == 1 or not hosts.isdisjoint(_ANY_HOST))
+
+
+def _metrics_addresses(settings: Settings) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yield kind of process, and host and port of its metrics, of all that a box runs."""
+    if settings.metrics.listen is None:
+        return
     captures = capture_processes(settings).values()
     leaders = {f"capture {streams[0].name}" for streams in captures}
     for name in paths.processes(settings):
@@ -230,16 +306,14 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
             "alerts": not settings.alerts.rules,
             "recorder": settings.recorder is None,
             "web": settings.web.listen is None,
+            "forward": not settings.forward,
             "capture": name not in leaders,
         }
         if is_absent.get(kind, False):
             continue
         address = paths.metrics_address(settings, name)
         assert address is not None
-        host = socket.gethostname() if address[0] in _ANY_HOST else address[0]
-        target = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-        found.append({"targets": [target], "labels": {"process": kind}})
-    return found
+        yield kind, address
 
 
 def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[str]:
@@ -306,7 +380,7 @@ def _describe_verifiers(loaded: LoadedSettings, large: Description) -> Iterator[
     problem = problem_with_labels(description, large.labels)
     if problem is not None:
         raise ConfigError([loaded.problem(("model", "verifiers", "file"), problem)])
-    labels = ", ".join(one.label for one in description.classes)
+    labels = ", ".join(class_.label for class_ in description.classes)
     yield f"verifiers    of {labels} ({chosen.action}); fitted for {description.checkpoint}"
 
 
@@ -332,7 +406,7 @@ def _add_load(
 
     try:
         tagger = load_model(settings.model)
-        batch = min(tagger.full_batch, len(settings.streams))
+        batch = min(tagger.full_batch, len(settings.streams) or tagger.full_batch)
         ms_per_window = median_ms(tagger, batch) / batch
     except AstStreamError as error:  # the daemon may run on another machine, with a GPU
         lines += ["", f"load         not measured: {error}"]

@@ -1,8 +1,7 @@
-"""Options of `train`, `evaluate` and `calibrate`: which clips, of which folds."""
+"""Options of `train`, `evaluate` and `calibrate` that select clips and folds."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,18 +90,3 @@ def accepted_values(where: Sequence[str]) -> dict[str, list[str]]:
             )
         accepted[column] = values.split(",")
     return accepted
-
-
-def require_packages(command: str, *packages: str) -> None:
-    """Make sure that packages of the extra `train` are there, before hours of work.
-
-    Raises:
-        UsageError: one cannot be imported.
-    """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UsageError(
-                f"{command} needs {package}: pip install 'ast-stream[train]'"
-            ) from error

@@ -13,9 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.cli.clip_options import require_packages
-from ast_stream.cli.moments import MOMENT, moment
-from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.options import MOMENT, config_option, json_option, moment, require_packages
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
@@ -91,12 +89,12 @@ def coverage(
     if png is not None:
         _write_png(png, found)
     if as_json:
-        for one in found:
-            print(json_line(one.to_json()))
+        for report in found:
+            print(json_line(report.to_json()))
     else:
         console(stderr=False, piped_width=140).print(_table(found), crop=False)
     problems = [] if at_least is None else _check(found, at_least)
-    if not any(one.stretches for one in found):
+    if not any(report.stretches for report in found):
         places = " and ".join(str(folder) for folder, _ in ledgers)
         problems = [f"{places} {'has' if len(ledgers) == 1 else 'have'} no record of that time"]
     for problem in problems:
@@ -108,19 +106,20 @@ def coverage(
 def _check(found: Sequence[Coverage], min_percent: float) -> list[str]:
     """Return which streams were heard for too little; warn of what the check cannot see."""
     problems = []
-    for one in found:
-        if one.ends_with_record and one.stretches:
-            last = _second(one.stretches[-1].stop_ns)
+    for report in found:
+        if report.ends_with_record and report.stretches:
+            last = _second(report.stretches[-1].stop_ns)
             say(
-                f"warning: {one.stream} is accounted for until its last record, {last}: the "
+                f"warning: {report.stream} is accounted for until its last record, {last}: the "
                 "time since then is not in the check",
                 err=True,
             )
-        is_off = one.total == 0 and one.off > 0  # it was not to be listened to at any time
-        if not is_off and 100 * (one.heard or 0.0) < min_percent:
-            heard = percent(one.heard) or "none"
+        is_off = report.total == 0 and report.off > 0  # it was not to be listened to at any time
+        if not is_off and 100 * (report.heard or 0.0) < min_percent:
+            heard = percent(report.heard) or "none"
             problems.append(
-                f"{one.stream}: heard for {heard} of the time, expected at least {min_percent:g} %"
+                f"{report.stream}: heard for {heard} of the time, "
+                f"expected at least {min_percent:g} %"
             )
     return problems
 
@@ -171,18 +170,20 @@ def _coverages(
 
 
 def _table(found: Sequence[Coverage]) -> Table:
-    has_off = any(one.off for one in found)
+    has_off = any(report.off for report in found)
     figures = (*KINDS, "off", "heard") if has_off else (*KINDS, "heard")
     table = plain_table("stream", "from", "to", *figures, right=figures)
-    for one in found:
-        if not one.stretches:
-            table.add_row(one.stream, "nothing recorded")
+    for report in found:
+        if not report.stretches:
+            table.add_row(report.stream, "nothing recorded")
             continue
-        first, last = (_second(ns) for ns in (one.stretches[0].time_ns, one.stretches[-1].stop_ns))
-        last += ", its last record" if one.ends_with_record else ""
-        counts = [*one.samples.values(), *([one.off] if has_off else [])]
+        first, last = (
+            _second(ns) for ns in (report.stretches[0].time_ns, report.stretches[-1].stop_ns)
+        )
+        last += ", its last record" if report.ends_with_record else ""
+        counts = [*report.samples.values(), *([report.off] if has_off else [])]
         durations = (_duration(samples_to_seconds(count)) for count in counts)
-        table.add_row(one.stream, first, last, *durations, percent(one.heard))
+        table.add_row(report.stream, first, last, *durations, percent(report.heard))
     return table
 
 
@@ -216,17 +217,17 @@ def _write_png(path: Path, found: Sequence[Coverage]) -> None:
 
     figure = Figure(figsize=(11, 1.4 + 0.4 * max(1, len(found))), layout="constrained")
     axes = figure.subplots()
-    for row, one in enumerate(found):
+    for row, coverage in enumerate(found):
         for kind in _COLOURS:
             bars = [
                 (_days(stretch.time_ns), _days(stretch.stop_ns - stretch.time_ns))
-                for stretch in one.stretches
+                for stretch in coverage.stretches
                 if stretch.kind == kind
             ]
             # a second of a day that was lost is seen, too
             width = 0.8 if kind in ("missing", "gap") else 0
             axes.broken_barh(bars, (row - 0.4, 0.8), color=_COLOURS[kind], linewidth=width)
-    labels = [f"{one.stream}  {percent(one.heard)}" for one in found]
+    labels = [f"{report.stream}  {percent(report.heard)}" for report in found]
     axes.set_yticks(range(len(found)), labels)
     axes.invert_yaxis()
     axes.xaxis_date()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
@@ -68,9 +68,9 @@ def demo(
     truth = generate_scene(seed, duration).truth
     with (
         stop_on_signals() as stop,
-        tempfile.TemporaryDirectory(prefix="ast-stream-demo-", dir="/tmp") as name,
+        temporary_folder("demo", Path("/tmp")) as folder,
     ):
-        folder = Path(name)  # short: paths of sockets end at 107 bytes
+        # its path is short: those of sockets end at 107 bytes
         config = _write_configuration(folder, seed, duration, hop, model)
         with (LiveDemoView if sys.stderr.isatty() else DemoView)(duration) as view:
             detected, alerts = _run_pipeline(folder, config, view, stop.is_set, duration)
@@ -394,7 +394,9 @@ class DemoReport:
         """Return p50 and p95 of onset to publish and of its parts, in seconds."""
         found = [row.latency for row in self.rows if row.latency is not None]
         return (
-            {name: _percentiles([one[name] for one in found]) for name in found[0]} if found else {}
+            {name: _percentiles([delays[name] for delays in found]) for name in found[0]}
+            if found
+            else {}
         )
 
 

@@ -1,4 +1,4 @@
-"""`ast-stream devices`: what can be recorded from, by the names that stay."""
+"""`ast-stream devices`: input devices and their stable names."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ def doctor(
         status.update("checking")
         # they import torch: not before this is shown
         from ast_stream.cli.doctor_checks import check_state_dirs, checks
+        from ast_stream.cli.forward_checks import check_forward
         from ast_stream.cli.page_checks import check_page
         from ast_stream.cli.privacy_checks import check_privacy
 
@@ -69,6 +70,7 @@ def doctor(
                 found,
                 check_state_dirs(settings, config),
                 check_page(settings),
+                check_forward(settings),
                 check_privacy(settings),
             )
         for check in found:

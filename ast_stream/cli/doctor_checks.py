@@ -9,7 +9,6 @@ import platform
 import shutil
 import stat
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,17 +19,20 @@ from typing import Any, Literal
 import torch
 
 from ast_stream.capture.sources import microphone
+from ast_stream.cli.pool_checks import pool_problems, pool_warnings
 from ast_stream.detect.cascade import load_cascade
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.fleet.clock import ClockWatch
 from ast_stream.labels import find_label
-from ast_stream.model.attention import Measurement, measure_all
+from ast_stream.model.attention import KernelTiming, measure_all
 from ast_stream.model.runners import dtype_of
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
 from ast_stream.runtime import state_format
 from ast_stream.runtime.files import why_not_writable
+from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings import paths, storage
 from ast_stream.settings.explain import show_path
 from ast_stream.settings.retention import MIB
@@ -90,6 +92,19 @@ def checks(settings: Settings, report: Callable[[str], None]) -> Iterator[Check]
     yield from _guarded("runtime_dir", lambda: check_runtime_dir(settings))
     yield from _guarded("endpoints", lambda: check_endpoints(settings))
     yield from _guarded("keys", lambda: check_keys(settings))
+    yield from _guarded("pool", lambda: check_pool(settings))
+    yield from _guarded("clock", lambda: check_clock(settings))
+
+
+def check_clock(settings: Settings) -> Iterator[Check]:
+    """Yield how right the clock of this machine is."""
+    watch = ClockWatch(settings.fleet.ntp)
+    watch.measure_once()
+    clock = watch.report()
+    problem = clock.problem if clock.error is None else clock.problem or clock.error
+    yield Check(
+        "clock", "ok" if problem is None else "warning", problem or clock.text, clock.to_json()
+    )
 
 
 def _model_checks(model: ModelSettings, report: Callable[[str], None]) -> Iterator[Check]:
@@ -231,6 +246,20 @@ def _check_endpoint(name: str, endpoint: str) -> Check:
     return Check(name, status, text, facts | {"in_use": in_use})
 
 
+def check_pool(settings: Settings) -> Iterator[Check]:
+    """Yield whether what the pool needs can be used."""
+    if settings.pool is None:
+        return
+    found: list[tuple[Status, Misfit]] = [
+        *(("failed", problem) for problem in pool_problems(settings)),
+        *(("warning", warning) for warning in pool_warnings(settings)),
+    ]
+    for status, (path, text) in found:
+        yield Check("pool", status, f"{show_path(path)}: {text}")
+    if not found:
+        yield Check("pool", "ok", f"login and keys of the pool {settings.pool.name} can be used")
+
+
 def check_keys(settings: Settings) -> Iterator[Check]:
     """Yield whether keys and allow-list can be used, where an endpoint needs them."""
     if not settings.transport.has_keyed_tcp:
@@ -273,7 +302,7 @@ def _is_in_use(endpoint: str) -> bool:
 
 def _try_sockets() -> Check:
     """Send one message over an ipc socket in a private folder."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("doctor") as folder:
         endpoint = f"ipc://{folder}/try.sock"
         sockets = Sockets()
         try:
@@ -393,7 +422,7 @@ def check_cascade(model: ModelSettings, large: Tagger) -> Iterator[Check]:
             yield replace(found, name=f"cascade {found.name}")
 
 
-def _measured(found: Measurement) -> str:
+def _measured(found: KernelTiming) -> str:
     if found.ms is None or found.max_error is None:
         return f"{found.name} unavailable: {found.problem}"
     text = f"{found.name} {found.ms:.2f} ms, error {found.max_error:.1g}"

@@ -20,7 +20,6 @@ from ast_stream.cli.clip_options import (
     Data,
     Negatives,
     OnlyFolds,
-    require_packages,
 )
 from ast_stream.cli.options import (
     N_CORES,
@@ -28,6 +27,7 @@ from ast_stream.cli.options import (
     CascadeCheckpoint,
     Threads,
     cascade_settings,
+    require_packages,
     with_option_groups,
 )
 from ast_stream.cli.output import json_line, say
@@ -39,9 +39,9 @@ from ast_stream.evaluation.figures import as_json as figures_json
 from ast_stream.evaluation.figures import evaluate as figures_of
 from ast_stream.evaluation.report_page import class_table, remarks_on, summary, write_report
 from ast_stream.evaluation.scoring import (
+    EvaluatedModel,
     MeasureSettings,
     ScoredMaterial,
-    Subject,
     check_hop,
     score_material,
     total_s,
@@ -226,7 +226,7 @@ def _show(evaluation: Evaluation, settings: MeasureSettings) -> None:
     out.print(table)
 
 
-def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMaterial:
+def _score(subjects: Sequence[EvaluatedModel], settings: MeasureSettings) -> ScoredMaterial:
     with ProgressView(transient=False) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 
@@ -238,7 +238,7 @@ def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMate
     return heard
 
 
-def notes_of(subjects: Sequence[Subject]) -> list[str]:
+def notes_of(subjects: Sequence[EvaluatedModel]) -> list[str]:
     """Return what a reader of the figures must know."""
     notes = [note for subject in subjects if (note := known_clips_remark(subject))]
     notes += [

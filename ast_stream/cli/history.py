@@ -1,4 +1,4 @@
-"""`ast-stream history`: what was heard, listed, exported, asked for in SQL, and decided anew."""
+"""`ast-stream history`: list, export and query the history, and try other settings on it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ import typer
 
 from ast_stream.alerts.model_facts import model_facts
 from ast_stream.alerts.trials import compare, open_trials, snippet
-from ast_stream.cli.clip_options import require_packages
-from ast_stream.cli.moments import MOMENT, moment
-from ast_stream.cli.options import config_option, json_option, with_option_groups
+from ast_stream.cli.options import (
+    MOMENT,
+    config_option,
+    json_option,
+    moment,
+    require_packages,
+    with_option_groups,
+)
 from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.errors import AstStreamError, CheckpointError, UsageError
 from ast_stream.history.database import History
@@ -214,7 +219,7 @@ def query_sql(
 @app.command("trial")
 def trial(
     config: ConfigOption,
-    name: Annotated[str, typer.Option("--class", help="Whose settings are tried.")],
+    name: Annotated[str, typer.Option("--class", help="Class whose settings are tried.")],
     since: Annotated[str, typer.Option(help=f"{MOMENT}.")] = "24h",
     until: Annotated[str | None, typer.Option(help=f"{MOMENT}.")] = None,
     streams: Annotated[

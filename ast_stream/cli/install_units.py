@@ -19,6 +19,7 @@ from ast_stream.cli.systemctl import Systemctl
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
+from ast_stream.settings.pool import is_capture_box
 from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import Settings
 from ast_stream.transport.keys import CLIENT_CREDENTIAL, SERVER_CREDENTIAL
@@ -45,6 +46,7 @@ _OURS = (
     "ast-stream-capture@*.service",
     "ast-stream-capture-net.service",
     "ast-stream-web.service",
+    "ast-stream-forward.service",
     "ast-stream-failed@*.service",
 )
 _SPARE_MIB = 256  # of a capture process, beside its streams
@@ -53,7 +55,7 @@ _LEAST_MIB = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class UnitPlan:
     """What to install for whom.
 
     Attributes:
@@ -99,7 +101,7 @@ def program() -> Path:
     return found
 
 
-def render(plan: Plan) -> dict[Path, str]:
+def render(plan: UnitPlan) -> dict[Path, str]:
     """Return the text of each file by its path below the root (a user's: below its folder)."""
     rendered = {}
     for template in sorted(files("ast_stream").joinpath("systemd").iterdir(), key=str):
@@ -119,20 +121,25 @@ def _of_several(unit: str) -> str:
     return re.sub(r"^(Description=.*)$", r"\1 %i", unit, flags=re.MULTILINE)
 
 
-def wanted_units(plan: Plan) -> list[str]:
-    """Return the units that the target starts: worker, alerts, recorder, captures, page."""
+def wanted_units(plan: UnitPlan) -> list[str]:
+    """Return the units that the target starts, those of workers first.
+
+    Where a pool's workers are on other boxes, there is none.
+    """
     workers = [] if plan.settings is None else [*plan.settings.workers]
     units = [f"ast-stream-worker@{name}.service" for name in workers]
-    units = units or ["ast-stream-worker.service"]
+    has_worker = plan.settings is None or not is_capture_box(plan.settings)
+    units = units or (["ast-stream-worker.service"] if has_worker else [])
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
         units += ["ast-stream-record.service"] if plan.settings.recorder is not None else []
         units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]
         units += ["ast-stream-web.service"] if plan.settings.web.listen is not None else []
+        units += ["ast-stream-forward.service"] if plan.settings.forward else []
     return list(dict.fromkeys(units))
 
 
-def doubts(plan: Plan) -> list[str]:
+def doubts(plan: UnitPlan) -> list[str]:
     """Return what the service user would stumble over, in sentences."""
     found = [] if plan.is_user else _unreachable(plan.command, plan.config)
     if plan.settings is None:
@@ -157,7 +164,7 @@ def doubts(plan: Plan) -> list[str]:
     return found
 
 
-def _place(name: str, plan: Plan) -> Path | None:
+def _place(name: str, plan: UnitPlan) -> Path | None:
     stem, dot, rest = name.partition(".")
     suffix = dot + rest
     if suffix in (".service", ".target"):
@@ -168,16 +175,16 @@ def _place(name: str, plan: Plan) -> Path | None:
     return Path("etc") / folder / f"{stem}.conf"
 
 
-def _fill(template: str, plan: Plan) -> str:
+def _fill(template: str, plan: UnitPlan) -> str:
     state_dir, is_open = STATE_DIR, False
     if plan.settings is not None:
         state_dir = STATE_DIR / plan.settings.state_dir  # a relative one lies in the usual one
         listen = plan.settings.metrics.listen
         is_open = listen is not None and not listen.startswith(_LOOPBACK)
-        is_open |= plan.settings.transport.has_keyed_tcp
+        is_open |= plan.settings.transport.has_keyed_tcp or plan.settings.pool is not None
     ip_filter = "IPAddressDeny=any\nIPAddressAllow=localhost"
     if is_open:
-        ip_filter = "# No IPAddressDeny: metrics.listen or transport reaches other hosts."
+        ip_filter = "# No IPAddressDeny: metrics.listen, transport or pool reaches other hosts."
     shown = "" if plan.settings is None else f", {state_dir},"
     writable = f"# state_dir{shown} is writable as StateDirectory."
     if not state_dir.is_relative_to(STATE_DIR):
@@ -203,6 +210,9 @@ def _fill(template: str, plan: Plan) -> str:
         "CAPTURE_MEMORY_MAX": f"{_capture_memory_mib(plan)}M",
         "SERVER_CREDENTIAL": _credential(plan, SERVER_CREDENTIAL),
         "CLIENT_CREDENTIAL": _credential(plan, CLIENT_CREDENTIAL),
+        "FORWARD_CREDENTIALS": _forward_credentials(plan),
+        "MODEL_CHECK": _model_check(plan),
+        "PROC_SUBSET": _proc_subset(plan),
         "ADMIN_CREDENTIAL": _admin_credential(plan),
     }
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
@@ -210,17 +220,17 @@ def _fill(template: str, plan: Plan) -> str:
     return re.sub(r"\n\n\n+", "\n\n", filled)
 
 
-def _web_ip_filter(plan: Plan) -> str:
+def _web_ip_filter(plan: UnitPlan) -> str:
     """Return the lines that keep the page on this box, where it is meant to stay there."""
     settings = plan.settings
-    if settings is not None and settings.transport.has_keyed_tcp:
-        return "# No IPAddressDeny: transport reaches other hosts."
+    if settings is not None and (settings.transport.has_keyed_tcp or settings.pool is not None):
+        return "# No IPAddressDeny: transport or pool reaches other hosts."
     if settings is not None and settings.web.listen is not None and not settings.web.is_on_loopback:
         return "# No IPAddressDeny: web.listen is for other hosts."
     return "IPAddressDeny=any\nIPAddressAllow=localhost"
 
 
-def _capture_memory_mib(plan: Plan) -> int:
+def _capture_memory_mib(plan: UnitPlan) -> int:
     """Return what the process of all streams without a device may take at most."""
     streams = [] if plan.settings is None else plan.settings.streams
     shared = [stream for stream in streams if stream.source.shares_process]
@@ -228,14 +238,33 @@ def _capture_memory_mib(plan: Plan) -> int:
     return max(_LEAST_MIB, _SPARE_MIB + round(rings) + 2 * _STREAM_MIB * len(shared))
 
 
-def _private_memory(plan: Plan) -> str:
+def _private_memory(plan: UnitPlan) -> str:
     """Return the lines that keep sound out of core dumps and swap, where `privacy` is set."""
     if plan.settings is None or plan.settings.privacy == "off":
         return "# No MemorySwapMax: privacy is off."
     return "LimitCORE=0\nMemorySwapMax=0"
 
 
-def _credential(plan: Plan, name: str) -> str:
+def _model_check(plan: UnitPlan) -> str:
+    """Return what the forwarder's unit needs to load a model before the worker gets it."""
+    if plan.settings is None or not plan.settings.fleet.models.follow:
+        return "MemoryMax=512M\nMemoryDenyWriteExecute=yes"
+    return (
+        "# Models that the centre chooses are loaded on the CPU, in a process of their own, for\n"
+        "# which oneDNN makes machine code; one that is too large is refused, and no more.\n"
+        "MemoryMax=4G\nMemoryDenyWriteExecute=no\nOOMPolicy=continue"
+    )
+
+
+def _proc_subset(plan: UnitPlan) -> str:
+    """Return what the forwarder sees of /proc, for which a check of models needs more."""
+    if plan.settings is None or not plan.settings.fleet.models.follow:
+        return "ProcSubset=pid"
+    why = "# torch computes nothing without /proc/cpuinfo, which ProcSubset=pid would hide."
+    return f"{why}\nProcSubset=all"
+
+
+def _credential(plan: UnitPlan, name: str) -> str:
     """Return the line by which systemd hands a secret key, which may be root's alone, to a unit."""
     if plan.settings is None or not plan.settings.transport.has_keyed_tcp:
         return "# No LoadCredential: nothing goes over tcp with keys."
@@ -247,12 +276,22 @@ def _credential(plan: Plan, name: str) -> str:
     return f"LoadCredential={name}:{path.replace('%', '%%')}"
 
 
-def _admin_credential(plan: Plan) -> str:
+def _admin_credential(plan: UnitPlan) -> str:
     """Return the line for the key that the alerts process itself shows to those who operate it."""
     admin = None if plan.settings is None else plan.settings.transport.admin
     if admin is None or not admin.startswith("tcp://"):
         return "# No second LoadCredential: transport.admin is no tcp endpoint."
     return _credential(plan, SERVER_CREDENTIAL)
+
+
+def _forward_credentials(plan: UnitPlan) -> str:
+    """Return the lines by which systemd hands the secrets of outputs to the forwarder."""
+    found = [
+        f"LoadCredential={output.credential(key)}:{file.replace('%', '%%')}"
+        for output in ([] if plan.settings is None else plan.settings.forward)
+        for key, file in output.secret_files.items()
+    ]
+    return "\n".join(found) or "# No LoadCredential: no output has a file with a secret."
 
 
 def _quoted(word: str) -> str:
@@ -262,7 +301,7 @@ def _quoted(word: str) -> str:
 
 
 def _unreachable(*paths: Path) -> list[str]:
-    """Return why the user ast-stream may not get to a file, for the first folder in its way."""
+    """Return the first folder that keeps the user ast-stream from a file, as a sentence."""
     found: list[str] = []
     for path in paths:
         if path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp"):
@@ -315,7 +354,7 @@ def install_units(
         removal.run(systemctl if is_live else None, config)
         return
     file = Path(os.path.abspath(config))
-    plan = Plan(
+    plan = UnitPlan(
         command=program(),
         config=file,
         settings=load_settings(file) if file.exists() else None,
@@ -401,7 +440,7 @@ class _Removal:
     """
 
     def __init__(self, folder: Path, *, is_user: bool, is_dry: bool) -> None:
-        self._plan = Plan(program(), DEFAULT_CONFIG, None, is_user=is_user, has_nvidia=True)
+        self._plan = UnitPlan(program(), DEFAULT_CONFIG, None, is_user=is_user, has_nvidia=True)
         self._folder = folder
         self._is_dry = is_dry
 
@@ -433,24 +472,24 @@ class _Removal:
         return [self._folder / name for name in render(self._plan)]
 
     def _is_removed(self, path: Path) -> bool:
-        """Remove a file of ours, and the link to it; return False for one of somebody else."""
+        """Remove a file that this command wrote, and the link to it; False if it is another's."""
         paths = [path]
         if path.name == TARGET:  # by systemctl enable
             paths.append(path.parent / f"{self._plan.wanted_by}.wants" / TARGET)
         if path.is_file() and MARK.encode() not in path.read_bytes():
             typer.echo(f"{path}: left, it is not as install-units writes it")
             return False
-        for one in paths:
-            if not os.path.lexists(one) or self._is_dry:
-                there = "would be removed" if os.path.lexists(one) else "not there"
-                typer.echo(f"{one}: {there}")
+        for file in paths:
+            if not os.path.lexists(file) or self._is_dry:
+                there = "would be removed" if os.path.lexists(file) else "not there"
+                typer.echo(f"{file}: {there}")
                 continue
             try:
-                one.unlink()
+                file.unlink()
             except OSError as error:
-                text = f"cannot remove {one}: {error.strerror}; run it as root"
+                text = f"cannot remove {file}: {error.strerror}; run it as root"
                 raise StartupError(text) from error
-            typer.echo(f"{one}: removed")
+            typer.echo(f"{file}: removed")
         return True
 
     def _what_is_left(
@@ -481,7 +520,7 @@ def _folders_of(config: Path, *, is_user: bool) -> list[Path]:
     return list(dict.fromkeys([*usual, Path(os.path.abspath(config)), state_dir]))
 
 
-def _next_steps(plan: Plan, *, is_elsewhere: bool, is_update: bool) -> list[str]:
+def _next_steps(plan: UnitPlan, *, is_elsewhere: bool, is_update: bool) -> list[str]:
     control = plan.control
     steps = [] if plan.is_user else ["systemd-sysusers", "systemd-tmpfiles --create"]
     status = f"{plan.command} status -c {plan.config}"

@@ -14,7 +14,7 @@ from ast_stream.errors import UsageError
 from ast_stream.settings.schema import DEFAULT_ALLOW_LIST
 from ast_stream.transport.allow_list import (
     WORDS,
-    Client,
+    AllowedClient,
     changing_allow_list,
     read_allow_list,
 )
@@ -43,7 +43,7 @@ app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream keys create 
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Of whom the key is, e.g. worker or porch-box.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, e.g. worker or porch-box.")],
     folder: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Where the files are written.")
     ] = KEY_FOLDER,
@@ -63,7 +63,7 @@ def authorise(
     key: Annotated[str, typer.Argument(help="The public key: its file, or its 40 characters.")],
     rights: Annotated[list[str], typer.Argument(help=f"{_RIGHTS}.")],
     name: Annotated[
-        str | None, typer.Option(help="What to call it. (default: as its file)")
+        str | None, typer.Option(help="Name on the list. (default: that of the file)")
     ] = None,
     allow_list: AllowListOption = ALLOW_LIST,
 ) -> None:
@@ -78,7 +78,7 @@ def authorise(
     if name is None or not NAME.match(name):
         raise UsageError(f"--name: expected {NAME_RULE}, got {name or 'none'}")
     try:
-        client = Client(name, public, tuple(dict.fromkeys(rights)), time.time_ns())
+        client = AllowedClient(name, public, tuple(dict.fromkeys(rights)), time.time_ns())
     except ValueError as error:
         raise UsageError(str(error)) from error
     with changing_allow_list(allow_list) as clients:
@@ -154,7 +154,7 @@ def _public(key: str) -> str:
     return public
 
 
-def _remove(clients: list[Client], key: str) -> Client | None:
+def _remove(clients: list[AllowedClient], key: str) -> AllowedClient | None:
     """Remove the client that has a key from a list, and return it; None if there is none."""
     for client in clients:
         if client.key == key:
@@ -163,7 +163,7 @@ def _remove(clients: list[Client], key: str) -> Client | None:
     return None
 
 
-def _change(before: Client | None, client: Client) -> str:
+def _change(before: AllowedClient | None, client: AllowedClient) -> str:
     """Return what the entry of a client was before, where that differs."""
     if before is None or (before.name, before.words) == (client.name, client.words):
         return ""

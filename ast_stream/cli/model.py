@@ -157,7 +157,9 @@ def _write(
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
-    carry_attributions([path for one in references if (path := folder_of(one))], directory)
+    carry_attributions(
+        [path for reference in references if (path := folder_of(reference))], directory
+    )
     written = load_checkpoint(str(directory))
     _say("computing the scores of its self-check")
     write_metadata(directory, metadata.model_copy(update={"golden": golden_for(written)}))

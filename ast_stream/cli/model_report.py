@@ -1,4 +1,4 @@
-"""What `ast-stream model` says about checkpoints: tables for people, objects for programs."""
+"""The output of `ast-stream model`: tables for people, objects for programs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Options that several commands have, each declared once; groups of them become parameters."""
+"""Options shared by several commands, each declared once; groups of them become parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -12,8 +13,12 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ast_stream.alerts.rules.field_types import parse_duration
+from ast_stream.errors import UsageError
 from ast_stream.settings.schema import CascadeSettings
+from ast_stream.units import parse_time
 
+MOMENT = "A time (2026-11-20T10:00:00Z), or how long ago (24h, 7d)"
 N_CORES = os.cpu_count() or 1
 
 Threads = Annotated[
@@ -22,7 +27,7 @@ Threads = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 CascadeCheckpoint = Annotated[
     str | None,
-    typer.Option(help="Small checkpoint that hears all windows; --model is asked about few."),
+    typer.Option(help="Small checkpoint that scores all windows; --model scores few."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
@@ -40,6 +45,42 @@ def config_option(help: str = "The configuration (YAML).") -> Any:
 def json_option(help: str) -> Any:
     """Return the flag for a command's output that programs read."""
     return typer.Option("--json", help=help)
+
+
+def moment(text: str | None, option: str, now_ns: int) -> int | None:
+    """Return the value of an option in nanoseconds since 1970, None if it is not given.
+
+    Raises:
+        UsageError: it is neither a time nor a duration.
+    """
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError:
+        pass
+    try:
+        return now_ns - parse_duration(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: expected a time with its offset from UTC, such as 2026-11-20T10:00:00Z, or "
+            f"a duration such as 24h, got {text!r}"
+        ) from error
+
+
+def require_packages(command: str, *packages: str) -> None:
+    """Make sure that packages of the extra `train` are there, before hours of work.
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(
+                f"{command} needs {package}: pip install 'ast-stream[train]'"
+            ) from error
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

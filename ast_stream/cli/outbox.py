@@ -15,7 +15,6 @@ import typer
 
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.administration import check_action, check_rule
-from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.outbox_operations import OutboxRow
 from ast_stream.alerts.rules.compile import alert_names, read_rule_document
 from ast_stream.alerts.rules.field_types import parse_duration
@@ -25,6 +24,7 @@ from ast_stream.alerts.store import Store
 from ast_stream.cli.options import config_option, json_option, with_option_groups
 from ast_stream.cli.output import aligned, say
 from ast_stream.errors import ConfigError, StartupError, UsageError
+from ast_stream.labels import one_line
 from ast_stream.messages.administration import (
     AcknowledgeRequest,
     Administered,
@@ -48,8 +48,8 @@ ANSWER_S = 10.0  # the alerts process answers within a second, and may just be s
 
 
 @dataclass
-class Box:
-    """Where alerts are operated: the files of this box, or an alerts process over its socket."""
+class OutboxTarget:
+    """The target of alert operations: files of this box, or an alerts process's socket."""
 
     config: Annotated[
         Path | None, config_option("The configuration (YAML) of this box; or --endpoint.")
@@ -101,7 +101,7 @@ class Box:
         return Administered.decode(frames)
 
 
-ActionOption = Annotated[str | None, typer.Option(help="Only of this action.")]
+ActionOption = Annotated[str | None, typer.Option(help="Only deliveries by this action.")]
 Numbers = Annotated[
     list[int] | None,
     typer.Argument(help="Numbers as `list` shows them.", show_default=False),
@@ -146,7 +146,7 @@ def list_rows(
 @app.command("retry")
 @with_option_groups
 def retry_rows(
-    box: Box,
+    box: OutboxTarget,
     numbers: Numbers = None,
     action: ActionOption = None,
     is_all: AllOption = False,
@@ -162,7 +162,7 @@ def retry_rows(
 @app.command("drop")
 @with_option_groups
 def drop_rows(
-    box: Box,
+    box: OutboxTarget,
     numbers: Numbers = None,
     action: ActionOption = None,
     is_all: AllOption = False,
@@ -178,7 +178,7 @@ def drop_rows(
 def _change(
     operation: Callable[[Store, Sequence[int], int, str | None], int],
     request: type[RetryRequest] | type[DropRequest],
-    box: Box,
+    box: OutboxTarget,
     numbers: list[int] | None,
     action: str | None,
     is_all: bool,
@@ -199,11 +199,14 @@ def send(
     text: Annotated[str, typer.Argument(help="The message, in one line.")],
     config: ConfigOption,
     severity: Annotated[Severity, typer.Option(help="Of the alert.")] = "informational",
-    rule: Annotated[str, typer.Option(metavar="NAME", help="Sent as an alert of it.")] = "message",
+    rule: Annotated[
+        str, typer.Option(metavar="NAME", help="The rule that the alert names.")
+    ] = "message",
     about: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LABEL=VALUE", help="What it is about: sent once an hour then; repeatable."
+            metavar="LABEL=VALUE",
+            help="Subject: the same is sent once an hour at most; repeatable.",
         ),
     ] = None,
 ) -> None:
@@ -217,11 +220,11 @@ def send(
         raise UsageError("outbox send: expected a message, got an empty text")
     if not re.match(RULE_NAME, rule):
         raise UsageError(f"--rule: expected a name like dog_barking, got {rule!r}")
-    labels = dict(one.partition("=")[::2] for one in about or ())
+    labels = dict(fact.partition("=")[::2] for fact in about or ())
     if not all(labels) or not all(labels.values()):
         raise UsageError(f"--about: expected LABEL=VALUE, got {' '.join(about or ())!r}")
     alerts = load_settings(config).alerts
-    actions = [name for name, one in alerts.actions.items() if "firing" in one.on]
+    actions = [name for name, action in alerts.actions.items() if "firing" in action.on]
     if not alerts.rules or not actions:
         raise UsageError(
             f"{config}: expected alerts.rules and an alerts.actions that is there for firing "
@@ -238,7 +241,7 @@ def send(
 @with_option_groups
 def ack(
     alert: Annotated[str, typer.Argument(help="Id of the alert, or the beginning of it.")],
-    box: Box,
+    box: OutboxTarget,
 ) -> None:
     """Say that an alert has been seen: nothing more is sent of it until it is over.
 
@@ -258,7 +261,7 @@ def ack(
 @with_option_groups
 def snooze(
     rule: Annotated[str, typer.Argument(help="Name of the rule.")],
-    box: Box,
+    box: OutboxTarget,
     duration: Annotated[
         str, typer.Option("--for", help="How long, e.g. 30m or 2h; 0s ends a snooze.")
     ] = "1h",

@@ -1,4 +1,4 @@
-"""Plain lines on the standard streams: nothing in them acts on a terminal; rich is not needed."""
+"""Plain lines on stdout and stderr, without control characters that act on a terminal; no rich."""
 
 from __future__ import annotations
 

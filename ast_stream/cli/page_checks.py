@@ -1,4 +1,4 @@
-"""The checks of `ast-stream doctor` on the page: its packages, its address, who may see it."""
+"""Checks of `ast-stream doctor` for the page: its packages, its address, who may see it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _check_address(settings: Settings) -> Check:
     read_proxy_token(web.behind_proxy)
     if page_answers(settings):
         return Check(NAME, "ok", f"answers at {web.origin}", facts)
-    for one in bind(web):
-        one.close()
+    for socket in bind(web):
+        socket.close()
     return Check(NAME, "ok", f"does not run, and could listen at {web.origin}", facts)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.labels import printable
-from ast_stream.privacy.sheet import Row, Sheet, sheet
+from ast_stream.privacy.sheet import PrivacySheet, Row, sheet
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.retention import MIB
 
@@ -36,7 +36,7 @@ def privacy(
         typer.echo(printable("\n".join(markdown(found)), keep="\n"))
 
 
-def markdown(found: Sheet) -> Iterator[str]:
+def markdown(found: PrivacySheet) -> Iterator[str]:
     """Yield the lines of the sheet."""
     yield "# Data protection of this ast-stream"
     yield ""

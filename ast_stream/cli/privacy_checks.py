@@ -1,4 +1,4 @@
-"""The checks of `ast-stream doctor` on `privacy`: it tries to get audio, and to find recordings."""
+"""Checks of `ast-stream doctor` for `privacy`: tries to get audio, and looks for recordings."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def _check_memory(settings: Settings, worker: str) -> Iterator[Check]:
     """Look whether processes with sound in memory may leave it on a disk."""
     places = {worker: paths.query_endpoint(settings)}
     places |= {
-        f"capture {one.name}": paths.ring_endpoint(settings, one.name) for one in settings.streams
+        f"capture {stream.name}": paths.ring_endpoint(settings, stream.name)
+        for stream in settings.streams
     }
     names: dict[int, list[str]] = {}  # one process may capture several streams
     for place, endpoint in places.items():
@@ -151,16 +152,16 @@ def _check_memory(settings: Settings, worker: str) -> Iterator[Check]:
 def _check_files(settings: Settings) -> Iterator[Check]:
     """Look for recordings, and for files of no declared kind, in the folders of the processes."""
     folders = [Path(settings.state_dir), paths.runtime_dir(settings)]
-    files = list(islice((one for folder in folders for one in _files_in(folder)), MAX_FILES))
-    found = [one for one in files if _is_recording(one)]
+    files = list(islice((file for folder in folders for file in _files_in(folder)), MAX_FILES))
+    found = [file for file in files if _is_recording(file)]
     undeclared_files = dict.fromkeys(undeclared(settings, iter(files)))
-    sound = [one for one in found if one in undeclared_files]
-    yield from _check_clips(settings, [one for one in found if one not in undeclared_files])
+    sound = [file for file in found if file in undeclared_files]
+    yield from _check_clips(settings, [file for file in found if file not in undeclared_files])
     for path in sound:
         yield Check(
             NAME, "failed" if settings.privacy != "off" else "warning", f"a recording: {path}"
         )
-    unknown = [one for one in undeclared_files if one not in sound]
+    unknown = [file for file in undeclared_files if file not in sound]
     for path in unknown[:10]:
         yield Check(NAME, "warning", f"a file that no process of this program keeps: {path}")
     if not sound and not unknown:

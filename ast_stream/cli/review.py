@@ -1,4 +1,4 @@
-"""`ast-stream review`: say what events really were, and let that teach the detector."""
+"""`ast-stream review`: judge events, and improve the detector by the verdicts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ast_stream.cli.clip_options import require_packages
-from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.options import config_option, json_option, require_packages
 from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.errors import UsageError
 from ast_stream.history.database import History
@@ -24,7 +23,7 @@ from ast_stream.settings.schema import Settings
 from ast_stream.units import format_time
 from ast_stream.verdicts.export import TABLE
 from ast_stream.verdicts.export import export as export_clips
-from ast_stream.verdicts.reviewed import history_path, reviewed_events
+from ast_stream.verdicts.reviewed_events import history_path, reviewed_events
 
 if TYPE_CHECKING:
     from ast_stream.detect.verifiers import VerifiersFile
@@ -49,13 +48,13 @@ def list_events(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many events.")] = 50,
     as_json: Annotated[bool, json_option("One JSON object for each event.")] = False,
 ) -> None:
-    """List events of the history, the newest first, with what was said of them.
+    """List events of the history, the newest first, with their verdicts.
 
     Example: ast-stream review list -c config.yaml --class bark --open
     """
     settings = load_settings(config)
     query = EventQuery(
-        classes=tuple(slug(one) for one in classes or ()),
+        classes=tuple(slug(label) for label in classes or ()),
         verdicts=() if verdict is None else (verdict,),
         has_clip=True if open_only else None,
         has_verdict=False if open_only else None,
@@ -102,14 +101,14 @@ def set_verdict(
     label: Annotated[
         str | None, typer.Option(help="What it really was, with `other`; any label.")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Who says so. (default: this user)")] = None,
+    by: Annotated[str | None, typer.Option(help="Who judged. (default: this user)")] = None,
     note: Annotated[str, typer.Option(help="Anything worth remembering.")] = "",
 ) -> None:
     """Say of an event whether it was right; the newest verdict counts.
 
     Example: ast-stream review set 3f8a wrong -c config.yaml
     """
-    chosen = next((one for one in VERDICTS if one == verdict), None)
+    chosen = next((known for known in VERDICTS if known == verdict), None)
     if chosen is None:
         raise UsageError(f"verdict: expected {', '.join(VERDICTS)}, got {verdict!r}")
     path = history_path(load_settings(config))
@@ -159,7 +158,7 @@ def fit(
     ] = None,
     max_lost: Annotated[
         float,
-        typer.Option(min=0.001, max=0.5, help="Share of right events that may be withheld."),
+        typer.Option(min=0.001, max=0.5, help="Ratio of right events that may be withheld."),
     ] = 0.03,
     as_json: Annotated[bool, json_option("The comparison as one JSON object.")] = False,
 ) -> None:
@@ -172,8 +171,8 @@ def fit(
     """
     require_packages("review fit", "scipy")
     from ast_stream.model.loading import load_model
-    from ast_stream.verdicts.hearing import ClipHearing
-    from ast_stream.verdicts.verifying import file_of, fit_all, hear_all, output_path, table_of
+    from ast_stream.verdicts.rescoring import ClipRescoring
+    from ast_stream.verdicts.verifying import file_of, fit_all, output_path, rescore_all, table_of
 
     settings = load_settings(config)
     with History.open_read_only(history_path(settings)) as history:
@@ -181,12 +180,12 @@ def fit(
     tagger = load_model(settings.model)
     in_force = _in_force(settings, tagger)
     labels = _labels(classes, tagger)
-    hearing = ClipHearing(
+    rescoring = ClipRescoring(
         tagger, settings.model, settings.detection, storage.clips(settings).folder
     )
-    wanted = [one for one in reviewed if not labels or one.event.label in labels]
-    heard = hear_all(wanted, hearing, lambda: None)
-    results = fit_all(heard, labels, max_lost, in_force)
+    wanted = [event for event in reviewed if not labels or event.event.label in labels]
+    rescored = rescore_all(wanted, rescoring, lambda: None)
+    results = fit_all(rescored, labels, max_lost, in_force)
     now = datetime.now(UTC)
     file = file_of(
         results,
@@ -196,8 +195,8 @@ def fit(
             "max_lost": max_lost,
             "history": str(history_path(settings)),
             "events": {
-                label: [one.reviewed.event.id for one in its]
-                for label, its in heard.by_label.items()
+                label: [example.reviewed.event.id for example in its]
+                for label, its in rescored.by_label.items()
             },
         },
     )
@@ -208,11 +207,14 @@ def fit(
     file.write(out)
     rows = table_of(results)
     if as_json:
-        say(json_line({"file": str(out), "table": rows, "remarks": heard.remarks()}))
+        say(json_line({"file": str(out), "table": rows, "remarks": rescored.remarks()}))
         return
     for line in aligned(rows):
         say(line)
-    for text in [*heard.remarks(), *(one.problem for one in results if one.problem is not None)]:
+    for text in [
+        *rescored.remarks(),
+        *(result.problem for result in results if result.problem is not None),
+    ]:
         say(f"note: {text}")
     say("")
     say("Each day was judged by a verifier fitted to the others; 'in force' is what the")

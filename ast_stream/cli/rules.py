@@ -36,8 +36,7 @@ from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.audio.containers import recordings_in
-from ast_stream.cli.moments import MOMENT, moment
-from ast_stream.cli.options import json_option
+from ast_stream.cli.options import MOMENT, json_option, moment
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.rules_report import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
@@ -304,7 +303,7 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
     model = ModelSettings() if settings is None else settings.model
     detection = DetectionSettings() if settings is None else settings.detection
     alerts = None if settings is None else settings.alerts
-    streams = () if settings is None else settings.streams
+    streams = (settings and settings.all_streams) or ()
     if checkpoint is not None:
         model = model.model_copy(update={"checkpoint": checkpoint})
     if labels_file is not None:

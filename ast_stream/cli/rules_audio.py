@@ -1,4 +1,4 @@
-"""The events of recordings for a backtest: through the detector, one recording after another."""
+"""The events of recordings for a backtest: each file through the detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ast-stream rules` prints: explanations of rules, timelines, summaries and JUnit XML."""
+"""The output of `ast-stream rules`: explanations, timelines, summaries and JUnit XML."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
 from ast_stream.alerts.rule_tests import TestResult
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.rules.schema import KINDS
+from ast_stream.alerts.triggers.same_sound import SameSoundTrigger
 from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND, format_time
 
@@ -44,6 +45,8 @@ def explain_rule(
             yield f"  {step}score: at least {matcher.min_score:g}"
         if matcher.min_watcher_score is not None:
             yield f"  {step}score of the small model: at least {matcher.min_watcher_score:g}"
+        if matcher.min_verifier_score is not None:
+            yield f"  {step}score of the verifier: at least {matcher.min_verifier_score:g}"
         for key, values in matcher.streams:
             yield f"  {step}stream {key}: {' or '.join(sorted(values))}"
     written = rule.document.data
@@ -75,6 +78,10 @@ def _limits(rule: Rule, facts: DetectorFacts, timing: DetectionTiming) -> Iterat
         f"  latency: up to {begin_s:.1f} s after a sound has begun, "
         f"and up to {end_s:.1f} s after it has ended"
     )
+    merging = SameSoundTrigger.given(rule.settings)
+    if merging is not None:
+        wait_s = SameSoundTrigger.waits_ns(merging, timing) / NS_PER_SECOND
+        yield f"  it fires {wait_s:.1f} s after the first onset: by then all streams have reported"
 
 
 def _span(values: Sequence[float]) -> str:
@@ -111,7 +118,7 @@ def junit(results: Sequence[TestResult]) -> str:
     root = ET.Element("testsuites")
     for file in dict.fromkeys(result.file for result in results):
         of_file = [result for result in results if result.file == file]
-        n_failed = str(sum(bool(one.failures) for one in of_file))
+        n_failed = str(sum(bool(result.failures) for result in of_file))
         counts = {"tests": str(len(of_file)), "failures": n_failed, "errors": "0"}
         suite = ET.SubElement(root, "testsuite", {"name": _plain(file), **counts})
         for result in of_file:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.capture.ended import forget_ended
+from ast_stream.capture.ended_marks import forget_ended
 from ast_stream.cli.options import config_option
 from ast_stream.errors import ConfigError
 from ast_stream.runtime.files import lock_file, make_writable_folder
@@ -43,10 +43,10 @@ def run(
 
     One process captures all network streams, recordings and scenes; each microphone has its own.
     The alerts process is started if the configuration names rules, the recorder if it has a section
-    `recorder`, the page if it says where to listen (`web.listen`). Processes that fail are
-    restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP reloads the configuration: streams are
-    added, removed and changed while the others keep running. If every source ends, as recordings
-    do, the run ends with them.
+    `recorder`, the forwarder if `forward` names brokers, the page if it says where to listen
+    (`web.listen`). Processes that fail are restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP
+    reloads the configuration: streams are added, removed and changed while the others keep running.
+    If every source ends, as recordings do, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
@@ -89,8 +89,9 @@ def _supervise(
             "alerts": bool(new.alerts.rules),
             "recorder": new.recorder is not None,
             "web": new.web.listen is not None,
+            "forward": bool(new.forward),
         },
-        live=frozenset({"streams", "alerts", "recorder", "workers", "web"}),
+        live=frozenset({"streams", "alerts", "recorder", "workers", "web", "forward"}),
         apply=lambda new: _follow(new, settings, config, supervisor),
     )
 
@@ -170,9 +171,13 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     recorder = ChildSpec(
         "recorder", (*command, "record", "-c", str(config)), is_optional=True, ends_last=True
     )
+    forward = ChildSpec(
+        "forward", (*command, "forward", "-c", str(config)), is_optional=True, ends_last=True
+    )
     web = ChildSpec("web", (*command, "web", "-c", str(config)), is_optional=True)
     readers = [*([alerts] if settings.alerts.rules else [])]
     readers += [recorder] if settings.recorder is not None else []
+    readers += [forward] if settings.forward else []
     # readers first: they receive everything from a worker that is started after them
     return [*readers, *workers, *captures, *([web] if settings.web.listen is not None else [])]
 
@@ -188,5 +193,7 @@ def _capture(
         can_finish=all(source.can_end for source in sources),
         takes_stdin=any(source.type == "stdin" for source in sources),
         begins_anew=all(source.can_end and not source.can_resume for source in sources),
-        settings=json.dumps({one.name: capture_settings(settings, one) for one in streams}),
+        settings=json.dumps(
+            {stream.name: capture_settings(settings, stream) for stream in streams}
+        ),
     )

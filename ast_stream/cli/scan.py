@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
@@ -19,13 +19,15 @@ import typer
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import RecordingError, RecordingReader
-from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.options import config_option, json_option, with_option_groups
 from ast_stream.cli.output import json_line
+from ast_stream.cli.scan_archive import ArchiveOptions, scan_archive, show_progress
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import printable
 from ast_stream.messages.event import Scores
 from ast_stream.model.loading import load_model
+from ast_stream.runtime.temporary import nameless_file
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ast_stream.scanner import OnRead, ScannedEvent, Scanner
 
 STDIN = "-"
+_NO_ARCHIVE = ArchiveOptions()
 CSV_HEADER = "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"
 
 
@@ -64,11 +67,14 @@ def make_scanner(
     return scanner, list(tagger.labels)
 
 
+@with_option_groups
 def scan(
     files: Annotated[
-        list[str], typer.Argument(help="Recordings, folders of recordings, or - for stdin.")
-    ],
-    as_json: Annotated[bool, json_option("One JSON object for each event.")] = False,
+        list[str] | None, typer.Argument(help="Recordings, folders of recordings, or - for stdin.")
+    ] = None,
+    as_json: Annotated[
+        bool, json_option("One JSON object for each event; of a shard, for its progress.")
+    ] = False,
     labels: Annotated[
         Literal["audacity", "rttm", "csv"] | None, typer.Option(help="Write labels in this format.")
     ] = None,
@@ -82,11 +88,28 @@ def scan(
     channel: Annotated[
         int | None, typer.Option(min=0, help="Use this channel, counted from 0, not the mean.")
     ] = None,
+    archive: ArchiveOptions = _NO_ARCHIVE,
 ) -> None:
     """Find the events in recordings, faster than real time.
 
     Example: ast-stream scan night.flac --labels audacity > night.txt
+
+    An archive: ast-stream scan /data/archive --shard 0/8 --out /data/events
     """
+    if archive.progress is not None:
+        show_progress(archive.progress, as_json=as_json)
+        return
+    if archive.is_asked:
+        if labels or scores is not None:
+            raise UsageError(
+                "scan: --shard and --out write Parquet: expected neither --labels nor --scores "
+                "(--with-scores adds the scores)"
+            )
+        settings = _settings(config, model, hop, window)
+        scan_archive(files or [], archive, *settings, channel=channel, as_json=as_json)
+        return
+    if not files:
+        raise UsageError("scan: expected recordings, folders or -, got none")
     if as_json and labels:
         raise UsageError("scan: expected --json or --labels, got both")
     collector = None if scores is None else ScoreCollector(scores)
@@ -117,8 +140,9 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
     with ProgressView() as progress:
         for name, path in recordings:
             shown = printable(name)
+            file = name if form == "json" else shown  # JSON can say every name, to open it by
             try:
-                for event in scanner.scan(path, shown, shown_as(shown, progress)):
+                for event in scanner.scan(path, file, shown_as(shown, progress)):
                     with progress.paused():
                         print(line_of(event, form), flush=True)
                 problem = f"warning: {scanner.warning}" if scanner.warning else None
@@ -151,22 +175,24 @@ def _settings(
 def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
     """Yield the recordings as (name, path); what comes through a pipe becomes a temporary file.
 
+    It has no name: whatever ends the process, nothing of it is left.
+
     Raises:
         UsageError: a folder without recordings, nothing on standard input, a full disk.
     """
-    with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as folder:
+    with ExitStack() as copies:
         found: list[tuple[str, Path]] = []
-        for number, name in enumerate(names):
+        for name in names:
             if not name:
                 raise UsageError("scan: expected recordings, folders or -, got an empty name")
-            path, copy = Path(name), Path(folder) / str(number)
+            path = Path(name)
             if name == STDIN:
                 if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
                     raise UsageError("scan: -: expected a recording on standard input, got none")
-                found.append((name, _copied(sys.stdin.buffer, copy, name)))
+                found.append((name, _copied(sys.stdin.buffer, copies, name)))
             elif path.is_fifo():  # as the shell's <(command) gives
                 with path.open("rb") as pipe:
-                    found.append((name, _copied(pipe, copy, name)))
+                    found.append((name, _copied(pipe, copies, name)))
             elif path.is_dir():
                 inside = recordings_in(path)
                 if not inside:
@@ -177,14 +203,15 @@ def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
         yield found
 
 
-def _copied(source: BinaryIO, copy: Path, name: str) -> Path:
+def _copied(source: BinaryIO, copies: ExitStack, name: str) -> Path:
     try:
-        with copy.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+        copy, path = copies.enter_context(nameless_file())
+        shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
     except OSError as error:
-        where = f"cannot be kept in {copy.parent.parent} (TMPDIR names another folder)"
+        where = f"cannot be kept in {tempfile.gettempdir()} (TMPDIR names another folder)"
         raise UsageError(f"scan: {name}: {where}: {error.strerror}") from error
-    return copy
+    return path
 
 
 def shown_as(name: str, progress: ProgressView) -> OnRead:

@@ -1,10 +1,11 @@
-"""`ast-stream status`: all processes and streams at a glance, and as a health check."""
+"""`ast-stream status`: all processes and streams at a glance, usable as a health check."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,21 @@ from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, level_text, plain_table
+from ast_stream.fleet.clock import ClockWatch
+from ast_stream.machine_clock import read_clocks
 from ast_stream.messages.audio import RingReply
-from ast_stream.messages.status import AlertsStatus, RecorderStatus, WorkerStatus
+from ast_stream.messages.pool import Placement
+from ast_stream.messages.status import (
+    AlertsStatus,
+    ForwardStatus,
+    RecorderStatus,
+    WorkerStatus,
+)
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.retention import MIB
-from ast_stream.units import counted, samples_to_seconds
+from ast_stream.settings.schema import Settings
+from ast_stream.units import NS_PER_SECOND, counted, samples_to_seconds
 
 REFRESH_S = 1.0
 
@@ -53,10 +63,23 @@ def status(
             is_stopped=stop.is_set,
         ) as client,
     ):
-        found = _follow(client.ask, stop, as_json=as_json) if watch else client.ask()
+        ask = _with_clock(client.ask, settings, has_config=config is not None)
+        found = _follow(ask, stop, as_json=as_json) if watch else ask()
     if not watch:
         _print(found, as_json=as_json)
     raise typer.Exit(EXIT_CRASH if found.problems else 0)
+
+
+def _with_clock(
+    ask: Callable[[], WorkersStatus], settings: Settings, *, has_config: bool
+) -> Callable[[], WorkersStatus]:
+    """Return what also looks at the clock, of a box whose times others compare with theirs."""
+    if not has_config or (settings.fleet.ntp is None and not settings.forward):
+        return ask
+    clock = ClockWatch(settings.fleet.ntp)
+    clock.measure_once()  # then only as often as it may
+    clock.start(measures_at_once=False)
+    return lambda: replace(ask(), clock=clock.report())
 
 
 def _follow(
@@ -87,15 +110,29 @@ def _print(found: WorkersStatus, *, as_json: bool) -> None:
 
 
 def view_of_all(found: WorkersStatus) -> RenderableType:
-    """Return the tables of each worker, with its streams."""
+    """Return the tables of each worker, with its streams, and the state of the clock."""
+    problem = None if found.clock is None else found.clock.problem
     if None in found.boxes:
-        return view(found.boxes[None])
-    parts = [(Text(f"worker {name}", style="bold"), view(box)) for name, box in found.boxes.items()]
-    return Group(*(one for pair in parts for one in pair))
+        parts = [view(found.boxes[None], is_rest_well=problem is None)]
+    else:
+        views = (
+            (name, view(box, is_rest_well=problem is None)) for name, box in found.boxes.items()
+        )
+        parts = [
+            part for name, shown in views for part in (Text(f"worker {name}", style="bold"), shown)
+        ]
+    if found.clock is not None:
+        line = problem or f"clock: {found.clock.text}"
+        parts.append(Text(line, style="green" if problem is None else "red"))
+    return Group(*parts)
 
 
-def view(box: BoxStatus) -> RenderableType:
-    """Return the tables of processes and streams, and what is not well."""
+def view(box: BoxStatus, *, is_rest_well: bool = True) -> RenderableType:
+    """Return the tables of processes and streams, and what is not well.
+
+    Args:
+        is_rest_well: nothing else is known that is not well, which is shown elsewhere.
+    """
     parts: list[RenderableType] = [_processes(box)]
     if box.streams:
         parts.append(_streams(box))
@@ -107,7 +144,7 @@ def view(box: BoxStatus) -> RenderableType:
         Text(f"{process}: a restart is needed for {', '.join(keys)}", style="yellow")
         for process, keys in box.restart_needed.items()
     ]
-    if not box.problems:
+    if not box.problems and is_rest_well:
         parts.append(Text("everything is healthy", style="green"))
     return Group(*parts)
 
@@ -118,7 +155,9 @@ def _processes(box: BoxStatus) -> Table:
     def add(name: str, state: str, is_healthy: bool, text: str = "") -> None:
         table.add_row(name, _state(state, is_healthy=is_healthy), text)
 
-    if box.worker is None:
+    if not box.has_worker:
+        add("worker", "elsewhere", True, "those of the pool, by stream")
+    elif box.worker is None:
         add("worker", "no answer", False)
     else:
         add("worker", "scoring", True, worker_text(box.worker))
@@ -140,6 +179,11 @@ def _processes(box: BoxStatus) -> Table:
         add("recorder", state, hears, recorder_text(box.recorder))
     elif box.has_recorder:
         add("recorder", "no answer", False)
+    if box.forward is not None:
+        is_well = not any(output.error for output in box.forward.outputs)
+        add("forward", "sending" if is_well else "failing", is_well, forward_text(box.forward))
+    elif box.has_forward:
+        add("forward", "no answer", False)
     if box.page is not None:
         add("page", "serving" if box.page_answers else "no answer", box.page_answers, box.page)
     return table
@@ -167,16 +211,47 @@ def recorder_text(recorder: RecorderStatus) -> str:
     return f"{counted(recorder.clips, 'clip')}, {mib:.1f} MiB{at_work}{missing}"
 
 
+def forward_text(forward: ForwardStatus) -> str:
+    def text(name: str, waiting: int, oldest_s: float | None, lost: int) -> str:
+        age = "" if oldest_s is None else f" for {_duration(oldest_s)}"
+        gone = f", {lost} lost" if lost else ""
+        return f"{name} {waiting} waiting{age}{gone}"
+
+    return "; ".join(
+        text(output.name, output.waiting, output.oldest_s, output.lost)
+        for output in forward.outputs
+    )
+
+
 def _capture_text(capture: RingReply) -> str:
     audio = _duration(samples_to_seconds(capture.next))
     waiting_s = samples_to_seconds(capture.next - capture.acked)
-    return capture.detail or f"{audio} of audio, {waiting_s:.1f} s not yet decided"
+    text = capture.detail or f"{audio} of audio, {waiting_s:.1f} s not yet decided"
+    return text if capture.placement is None else f"{text}, {placement_text(capture.placement)}"
+
+
+def placement_text(placement: Placement) -> str:
+    """Return which worker of a pool has a stream, since when, and how it came there."""
+    if placement.worker is None:
+        return "no worker has it"
+    parts = [f"at {placement.worker}"]
+    if placement.since_ns is not None:
+        since_s = max(0, read_clocks().wall_ns - placement.since_ns) / NS_PER_SECOND
+        parts[0] += f" for {_duration(since_s)}"
+    if placement.takeovers:
+        parts.append(counted(placement.takeovers, "take-over"))
+    if placement.handover_s is not None:
+        parts.append(f"the last change took {placement.handover_s:.1f} s")
+    return ", ".join(parts)
 
 
 def _streams(box: BoxStatus) -> Table:
     figures = ("level", "lag", "open events", "gaps", "lost")
-    table = plain_table("stream", "state", *figures, right=figures)
+    is_of_pool = any(health.placement is not None for health in box.streams.values())
+    more = ("in the pool",) if is_of_pool else ()
+    table = plain_table("stream", "state", *figures, *more, right=figures)
     for name, health in box.streams.items():
+        placed = "" if health.placement is None else placement_text(health.placement)
         labels = [event.label for event in box.events if event.stream == name]
         table.add_row(
             name,
@@ -186,6 +261,7 @@ def _streams(box: BoxStatus) -> Table:
             ", ".join(labels) or "none",
             str(health.gaps),
             f"{samples_to_seconds(health.lost_samples):.1f} s",
+            *([placed] if is_of_pool else []),
         )
     return table
 

@@ -6,7 +6,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +16,11 @@ import typer
 from rich.text import Text
 
 from ast_stream.cli.options import config_option, json_option
-from ast_stream.cli.output import json_line
+from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
 from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
+from ast_stream.labels import did_you_mean
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
 from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import WITHHELD, SpectrogramHeader
@@ -35,6 +36,7 @@ from ast_stream.units import NS_PER_SECOND
 Reader = Subscriber | SeveralFeeds
 
 DEFAULT_TOPICS = ("event/", "gap/")
+KINDS = ("event", "gap", "health", "status", "scores", "levels", "spectrogram", "alert")
 SAY_WAITING_AFTER_S = 1.0
 _POLL_S = 0.2  # of the stop signal, the reader of our output and the publisher
 _STREAM_COLUMNS = 12
@@ -85,6 +87,8 @@ def subscribe(
     Example: ast-stream subscribe event/bark --stream porch
     """
     keys = ClientKeys.of_options(client_key, server_key)
+    for topic in topics or ():
+        _warn_if_unknown("topic that begins with", topic.partition("/")[0], KINDS)
 
     def reader_of(endpoint: str, query: str | None, keys: ClientKeys | None) -> Subscriber:
         return Subscriber(
@@ -102,6 +106,10 @@ def subscribe(
         reader = reader_of(endpoint, query, keys)
     else:
         settings = default_settings() if config is None else load_settings(config)
+        if config is not None and settings.all_streams is not None:
+            names = [stream.name for stream in settings.all_streams]
+            for name in streams or ():
+                _warn_if_unknown("stream", name, names)
         keys = keys or client_keys(settings.transport)
         parts = [of_worker(settings, name) for name in worker_names(settings)]
         feeds = [reader_of(feed_endpoint(own), query or query_endpoint(own), keys) for own in parts]
@@ -167,10 +175,17 @@ class _Waiting:
 
 
 def _output_is_closed() -> bool:
-    """Return whether nobody reads our output any more, without writing: events are rare."""
+    """Return whether the reader of our output is gone, without writing: events are rare."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(flags & select.POLLERR for _, flags in poll.poll(0))
+
+
+def _warn_if_unknown(what: str, name: str, known: Sequence[str]) -> None:
+    """Say that nothing will come of it: a mistake in typing looks like a quiet room."""
+    if name and name not in known:
+        near = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+        say(f"there is no {what} '{name}'{near}", err=True)
 
 
 def _prefix(topic: str) -> str:

@@ -1,4 +1,4 @@
-"""systemd of this machine, or of this user, asked through `systemctl`."""
+"""Calls of `systemctl`, for the system or for this user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see in a terminal while sound comes in: level and score bars, in 80 columns."""
+"""The live view in a terminal: level and score bars, in 80 columns."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import torch
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.cli.clip_options import ColumnOptions, Data, require_packages
-from ast_stream.cli.options import N_CORES, Device, Threads, with_option_groups
+from ast_stream.cli.clip_options import ColumnOptions, Data
+from ast_stream.cli.options import N_CORES, Device, Threads, require_packages, with_option_groups
 from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import AstStreamError
 from ast_stream.training.config import (
@@ -28,7 +28,12 @@ from ast_stream.training.config import (
     TrainingPrecision,
     configure,
 )
-from ast_stream.training.session import CHECKPOINT_FOLDER, Progress, ShouldStop, TrainingStopped
+from ast_stream.training.session import (
+    CHECKPOINT_FOLDER,
+    ShouldStop,
+    TrainingMonitor,
+    TrainingStopped,
+)
 from ast_stream.training.session import train as train_checkpoint
 from ast_stream.training.state import METRICS_FILE, Metrics, plot_curves, read_metrics
 
@@ -90,7 +95,7 @@ class RecipeOptions:
     heard: Annotated[
         list[str] | None,
         typer.Option(
-            help="Class of --start that may be heard in --backgrounds, such as Speech where the "
+            help="Class of --start that occurs in --backgrounds, such as Speech where the "
             "radio is on: its threshold is not raised for that; may be repeated."
         ),
     ] = None
@@ -225,7 +230,7 @@ def _run(config: TrainingConfig, out: Path) -> None:
         raise AstStreamError(f"{place}: cannot be used: {error.strerror or error}") from error
 
 
-class TrainingProgress(Progress):
+class TrainingProgress(TrainingMonitor):
     """Shows progress: a bar on a terminal, else a line per report with the time left.
 
     The first signal to stop is a request, so that the step can end and be saved; the second one of

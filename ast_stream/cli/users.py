@@ -67,7 +67,7 @@ def add(
 
 @app.command("allow")
 def allow(name: NameArgument, scopes: ScopeArguments, config: ConfigOption) -> None:
-    """Let a user do what is named, and nothing else; logins go on, with these rights.
+    """Replace the scopes of a user; its logins continue, with these scopes.
 
     Example: ast-stream users allow anna view review listen -c config.yaml
     """
@@ -80,7 +80,7 @@ def allow(name: NameArgument, scopes: ScopeArguments, config: ConfigOption) -> N
 
 @app.command("passwd")
 def passwd(name: NameArgument, config: ConfigOption) -> None:
-    """Give a user another password; all its logins end.
+    """Set the password of a user; all its logins end.
 
     Example: ast-stream users passwd anna -c config.yaml
     """

@@ -41,7 +41,7 @@ def web(
 
 
 def expect_extra() -> None:
-    """Refuse to go on without the packages of the page.
+    """Refuse to start without the packages of the page.
 
     Raises:
         StartupError: some are not installed.

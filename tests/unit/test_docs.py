@@ -103,7 +103,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 @name_of
 def test_configurations_load(page: Path) -> None:
     for text in blocks(page, "yaml"):
-        assert parse_settings(text).streams
+        settings = parse_settings(text)
+        assert settings.streams or settings.pool
 
 
 @name_of
@@ -119,8 +120,8 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     known = options()
     names = {command.name for command in COMMANDS}
     for arguments in commands(page):
-        name = " ".join(arguments[:2])
-        name = name if name in known else arguments[0]
+        longest = (" ".join(arguments[:n_words]) for n_words in (3, 2))
+        name = next((words for words in longest if words in known), arguments[0])
         assert name.split()[0] in names
         used = {word.partition("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
         assert used <= known[name], name
@@ -130,6 +131,14 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     for path in re.findall(r"\b(?:configs|examples|scripts|tests)/[\w./-]*\w", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_stored_figures_are_json_that_any_program_reads() -> None:
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    for path in (ROOT / "docs").rglob("*.json"):
+        assert json.loads(path.read_text(), parse_constant=refuse)
 
 
 def test_commands_of_the_readme_run(
@@ -162,18 +171,20 @@ def test_rule_file_of_the_readme_is_free_of_mistakes(
     assert run_command_line(["check-config", "--no-speed", config]) == 0, capsys.readouterr().err
 
 
-def test_parts_of_the_readme_can_be_used_on_their_own() -> None:
-    (program,) = [text for text in blocks(README, "python") if "load_tagger" in text]
+def test_parts_can_be_used_on_their_own() -> None:
+    (program,) = blocks(ROOT / "docs/reference/python.md", "python")
     variables: dict[str, Any] = {"waveform": np.zeros(16_000, np.float32)}
     exec(program + "shape, labels = tagger.scores(waveform).shape, tagger.labels\n", variables)
     assert variables["shape"] == (1, len(variables["labels"]))
 
 
 def test_audio_block_of_the_protocol_is_one() -> None:
-    found = re.findall(r'^\{"v":1,"epoch".*"rate".*\}$', PROTOCOL, re.MULTILINE)
-    assert found
-    for header in found:
-        assert AudioBlock.decode([b"porch", header.encode(), bytes(3200)]).start_sample == 483_200
+    plain, coded = re.findall(r'^\{"v":1,"epoch".*"rate".*\}$', PROTOCOL, re.MULTILINE)
+    assert AudioBlock.decode([b"porch", plain.encode(), bytes(3200)]).start_sample == 483_200
+    packets = b"\x02\x00\xff\xb8\x00" * 6  # of 100 ms, and one before the run
+    block = AudioBlock.decode([b"porch", coded.encode(), packets])
+    assert block.opus is not None
+    assert block.opus.run == block.start_sample == 480_000
 
 
 def test_ring_requests_of_the_protocol_are_such() -> None:

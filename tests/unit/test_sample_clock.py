@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ast_stream.machine_clock import SET_NS, Moment
-from ast_stream.sample_clock import SampleClock
-from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_ns
+from ast_stream.sample_clock import Anchor, SampleClock
+from ast_stream.units import MAX_TIME_NS, NS_PER_SECOND, format_time, parse_time, samples_to_ns
 
 START_NS = parse_time("2026-11-20T10:00:00Z")
 
@@ -74,3 +74,11 @@ def test_jitter_of_two_clocks_that_are_read_in_turn_moves_no_time() -> None:
     clock.observe(0, moment(START_NS))
     jitter_ns = SET_NS // 2
     assert clock.time_ns(0, seen_from=moment(START_NS + jitter_ns, jitter_ns)) == START_NS
+
+
+def test_samples_however_far_away_have_a_time_that_can_be_written() -> None:
+    now_ns = 1_700_000_000 * NS_PER_SECOND
+    clock = SampleClock([Anchor(2**50, now_ns, 0)])
+    assert clock.time_ns(2**53) == MAX_TIME_NS
+    assert clock.time_ns(0, Moment(0, now_ns)) == 0
+    assert [format_time(clock.time_ns(sample))[:4] for sample in (0, 2**53)] == ["1970", "2200"]

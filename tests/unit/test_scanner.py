@@ -334,6 +334,32 @@ def test_a_recording_of_nothing_is_warned_of(
     assert "zeros.wav: warning: nothing but digital silence" in capsys.readouterr().err
 
 
+def test_floats_in_the_scale_of_integers_are_warned_of(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcm = tones_and_noise(3.0)
+    soundfile.write(tmp_path / "loud.wav", pcm.astype(np.float32), 16_000, subtype="FLOAT")
+    sound = pcm.astype(np.float32) / 65_536
+    sound[::50] = 1.5  # 2 %, as an overdriven recording may have
+    soundfile.write(tmp_path / "over.wav", sound, 16_000, subtype="FLOAT")
+    assert scan(checkpoint, tmp_path / "loud.wav") == 0
+    text = " % of its samples are beyond full scale and cut off: floats are expected from -1 to 1"
+    assert text in capsys.readouterr().err
+    assert scan(checkpoint, tmp_path / "over.wav") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_json_names_a_file_as_it_is_called(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new\nline \udcfc.wav"
+    path.write_bytes(recording.read_bytes())
+    assert scan(checkpoint, path, "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert {json.loads(line)["file"] for line in lines} == {str(path)}
+
+
 @pytest.mark.parametrize("seconds", [0.9, 2.37, 30.0])
 def test_a_recording_gives_to_the_bit_what_the_same_sound_gives_live(
     tmp_path: Path, seconds: float

@@ -13,7 +13,7 @@ from ast_stream.cli.app import run_command_line
 from ast_stream.cli.check_config import scrape_targets
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
-from ast_stream.transport.allow_list import Client, write_allow_list
+from ast_stream.transport.allow_list import AllowedClient, write_allow_list
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import write_pair
 from ast_stream.worker.capacity import describe_load, load_warnings
@@ -132,6 +132,12 @@ def test_all_problems_are_listed_and_the_exit_code_is_78(check: Check) -> None:
     ]
 
 
+def test_a_runtime_folder_too_long_for_sockets_is_listed_once(check: Check) -> None:
+    assert check(f"runtime_dir: /tmp/{'d' * 120}\n{STREAMS}") == 78
+    (problem,) = check.err
+    assert problem.startswith(f"{check.file}:1: runtime_dir: expected a folder short enough")
+
+
 def test_problems_with_the_checkpoint_are_listed_at_their_lines(check: Check) -> None:
     text = (
         f"{STREAMS}model: {{checkpoint: {check.checkpoint}, hop_s: 0.01, min_context_s: null}}\n"
@@ -245,7 +251,7 @@ def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert run_command_line(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert set(schema["properties"]) == set(Settings.model_fields)
-    assert schema["required"] == ["streams"]
+    assert schema["anyOf"] == [{"required": ["streams"]}, {"required": ["pool"]}]
     assert schema["additionalProperties"] is False
     assert schema["properties"]["model"]["default"]["hop_s"] == 0.5
     sources = schema["$defs"]["StreamSettings"]["properties"]["source"]["discriminator"]["mapping"]
@@ -254,6 +260,43 @@ def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_tiny_model_has_the_classes_the_tests_speak_of() -> None:
     assert TINY_LABELS == ["Bark", "Siren", "Background"]
+
+
+def test_worker_of_a_pool_has_no_streams_and_is_measured(check: Check) -> None:
+    text = (
+        f"model: {{checkpoint: {check.checkpoint}, min_context_s: null}}\n"
+        'pool: {name: city, nats: {servers: ["nats://127.0.0.1"]}, host: 127.0.0.1}\n'
+        "transport: {audio: 'tcp://127.0.0.1:5555', rings: 'tcp://127.0.0.1:5559'}\n"
+    )
+    assert check(text, speed="--speed") == 0
+    load = next(line for line in check.out if line.startswith("load "))
+    assert "can be scored" in load
+    assert "due" not in load
+
+
+def test_alerts_and_clips_in_a_pool_are_told_whose_streams_they_hear(
+    check: Check, tmp_path: Path
+) -> None:
+    rules = "version: 1\ngroups: [{name: g, rules: [{alert: dog, match: {class: Bark}}]}]\n"
+    (tmp_path / "rules.yaml").write_text(rules)
+    alerts = f"model: {{checkpoint: {check.checkpoint}}}\nalerts: {{rules: [rules.yaml]}}\n"
+    nats = 'pool: {name: city, nats: {servers: ["nats://127.0.0.1"]}}\n'
+    endpoints = "audio: 'tcp://127.0.0.1:5555', rings: 'tcp://127.0.0.1:5559'"
+    listed = f"pool: {{name: city, members: [{{name: gpu-1, {endpoints}}}]}}\n"
+
+    def warnings(text: str) -> str:
+        assert check(text) == 0
+        return "\n".join(line for line in check.out if line.startswith("warning: "))
+
+    clips = "recorder: {clips: [{streams: [porch]}]}\n"  # of a box that is not known here
+    assert "pool" not in warnings(alerts + nats + clips)  # the right place for them
+    told = warnings(f"{alerts}{nats}{clips}transport: {{{endpoints}}}\n")
+    assert "alerts.rules: they follow all workers of the pool" in told
+    assert "recorder: it follows all workers of the pool" in told
+    text = "pool.members: no feed of gpu-1: alerts and recorder cannot hear what it finds"
+    assert text in warnings(alerts + listed + clips)
+    heard = listed.replace("audio:", "feed: 'tcp://127.0.0.1:5556', audio:")
+    assert "pool.members: no query of gpu-1: there are no clips" in warnings(alerts + heard + clips)
 
 
 def test_targets_are_what_prometheus_scrapes_of_the_processes_there_are(check: Check) -> None:
@@ -342,6 +385,38 @@ def test_extra_that_is_not_installed_is_a_mistake(
     assert check(f"{STREAMS}{text}", "--no-model") == 78
     assert f"{missing}" in check.err[0]
     assert "is not installed: pip install 'ast-stream[notify]'" in check.err[0]
+
+
+OPUS = (
+    "streams: [{name: porch, source: {type: microphone}, wire: {codec: opus, bit_rate: 24000}}]\n"
+)
+
+
+def test_opus_is_described_and_named_where_it_saves_nothing(check: Check) -> None:
+    assert check(f"{OPUS}transport: {{audio: 'tcp://127.0.0.1:5555'}}", "--no-model") == 0
+    assert "sent as Opus, 24 kbit/s" in check.out[1]
+    assert check.err == []
+    assert check(OPUS, "--no-model") == 0
+    assert any(
+        line.startswith("warning: ") and "streams[0].wire.codec: opus on the way" in line
+        for line in check.out
+    )
+
+
+def test_opus_without_its_library_is_a_mistake(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert check(f"{OPUS}transport: {{audio: 'tcp://127.0.0.1:5555'}}", "--no-model") == 78
+    assert "streams[0].wire.codec: opus needs PyAV with libopus: pip install" in check.err[0]
+
+
+@pytest.mark.parametrize("wire", ["{codec: mp3}", "{bit_rate: 4000}", "opus", "{rate: 1}"])
+def test_wire_that_there_is_not_is_a_mistake(check: Check, wire: str) -> None:
+    text = f"streams: [{{name: porch, source: {{type: microphone}}, wire: {wire}}}]\n"
+    assert check(text, "--no-model") == 78
+    assert "streams[0].wire" in check.err[0]
 
 
 @pytest.mark.parametrize(
@@ -498,6 +573,35 @@ def test_the_address_of_the_page_is_shown(check: Check, tmp_path: Path) -> None:
     assert "page         https://0.0.0.0:8443, after a login" in check.out
 
 
+@pytest.mark.parametrize(
+    ("listen", "problem"),
+    [
+        ("127.0.0.1:9464", "taken by the metrics of worker"),
+        ("0.0.0.0:9466", "taken by the metrics of capture"),
+        ("'[::]:9468'", "taken by the metrics of web"),
+        ("127.0.0.1:9465", ""),  # of alerts, which this box has not
+        ("127.0.0.2:9464", ""),
+    ],
+)
+def test_an_address_belongs_to_one_process(check: Check, listen: str, problem: str) -> None:
+    rest = f"metrics: {{listen: '127.0.0.1:9464'}}\nweb: {{listen: {listen}}}\n"
+    code = check(f"{STREAMS}{rest}", "--no-model")
+    assert (code, "listen: expected an address of its own" in "".join(check.err)) == (
+        (78, True) if problem else (0, False)
+    )
+    assert problem in "".join(check.err)
+
+
+def test_an_endpoint_is_not_where_the_metrics_or_the_page_are(check: Check) -> None:
+    rest = "metrics: {listen: '127.0.0.1:9464'}\nweb: {listen: '127.0.0.1:8080'}\n"
+    both = "transport: {feed: 'tcp://127.0.0.1:9464', query: 'tcp://127.0.0.1:8080'}\n"
+    assert check(f"{STREAMS}{rest}{both}", "--no-model") == 78
+    text = "\n".join(check.err)
+    assert "a.yaml:4: transport.feed: expected an endpoint of its own" in text
+    assert "tcp://127.0.0.1:9464, taken by the metrics of worker" in text
+    assert "tcp://127.0.0.1:8080, taken by the page" in text
+
+
 def keyed(folder: Path, *lines: str) -> str:
     """Return a configuration over tcp with these lines in transport.curve, from line 7 on."""
     text = (
@@ -562,12 +666,12 @@ def test_an_allow_list_that_lets_nobody_in_is_a_warning(check: Check, tmp_path: 
     assert warnings() == [f"{prefix}there is no {allowed} yet: {advice}"]
     write_allow_list(allowed, [])
     assert warnings() == [f"{prefix}{allowed} allows nobody yet: {advice}"]
-    write_allow_list(allowed, [Client("other", make_key().public, ("feed",), 0)])
+    write_allow_list(allowed, [AllowedClient("other", make_key().public, ("feed",), 0)])
     assert warnings() == [
         f"warning: {check.file}:9: transport.curve.client_secret: its key {own.public} is not in "
         f"{allowed}: the worker will refuse it"
     ]
-    write_allow_list(allowed, [Client("own", own.public, ("feed",), 0)])
+    write_allow_list(allowed, [AllowedClient("own", own.public, ("feed",), 0)])
     assert warnings() == []
     text = keyed(tmp_path, *lines)
     assert warnings() == [

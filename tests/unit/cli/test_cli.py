@@ -202,6 +202,19 @@ def test_command_may_choose_its_exit_code(
     assert run_command_line(["devices", "7"]) == 7
 
 
+def test_imports_are_not_searched_for_garbage_and_what_follows_is() -> None:
+    done = python(
+        "import atexit, gc, sys\n"
+        "sys.argv = ['ast-stream', 'schema']\n"
+        "from ast_stream.cli.app import main\n"
+        "searched = gc.isenabled()\n"
+        "say = lambda: print(searched, gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "atexit.register(say)\n"
+        "main()"
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "False True True")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("args", [["schema"], ["model", "info", "bundled"]])
 def test_reader_that_closes_the_pipe_is_no_error(args: list[str]) -> None:
@@ -277,6 +290,14 @@ def test_full_output_is_one_sentence() -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "ast-stream: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_closed_standard_streams_lead_nowhere(closed: str) -> None:
+    command = f'"$0" -m ast_stream.cli schema {closed}>&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout == "") == (closed == "1")
 
 
 HEAVY = ("torch", "torchaudio", "transformers", "scipy", "matplotlib", "pandas")

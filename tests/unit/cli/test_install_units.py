@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from ast_stream.cli.app import run_command_line
-from ast_stream.cli.install_units import Plan, doubts, program, render, wanted_units
+from ast_stream.cli.install_units import UnitPlan, doubts, program, render, wanted_units
 from ast_stream.settings.schema import Settings
 
 MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10
-SERVICES = ("worker", "alerts", "record", "capture@", "capture-net", "web")
+SERVICES = ("worker", "alerts", "record", "capture@", "capture-net", "web", "forward")
 RELAXED = re.compile(
     r"(MemoryDenyWriteExecute|PrivateDevices|ProtectKernelTunables)=no|ProcSubset=all"
 )
@@ -39,12 +39,12 @@ KEYS = {"server_secret": "/etc/worker.key_secret", "client_secret": "/etc/box.ke
 CAMERA = {"type": "url", "url": "rtsp://camera/audio"}
 
 
-def plan(chosen: Settings | None = None, **options: Any) -> Plan:
+def plan(chosen: Settings | None = None, **options: Any) -> UnitPlan:
     chosen = chosen or settings(MICROPHONE, CAMERA)
-    return Plan(Path("/bin/true"), Path("/etc/ast-stream/config.yaml"), chosen, **options)
+    return UnitPlan(Path("/bin/true"), Path("/etc/ast-stream/config.yaml"), chosen, **options)
 
 
-def install(chosen: Plan, folder: Path) -> list[Path]:
+def install(chosen: UnitPlan, folder: Path) -> list[Path]:
     """Write what is rendered below `folder` and return the units."""
     for path, text in render(chosen).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,13 @@ def analyze(*args: object) -> subprocess.CompletedProcess[str]:
     [
         plan(),
         plan(settings(MICROPHONE, metrics={"listen": "0.0.0.0:9464"}, state_dir="/srv/ast")),
-        Plan(Path("/bin/true"), Path("/etc/with space/100%/$HOME/it's.yaml"), None),
-        Plan(Path("/bin/true"), Path("/home/me/config.yaml"), settings(CAMERA)),
+        UnitPlan(Path("/bin/true"), Path("/etc/with space/100%/$HOME/it's.yaml"), None),
+        UnitPlan(Path("/bin/true"), Path("/home/me/config.yaml"), settings(CAMERA)),
         plan(settings(MICROPHONE, transport={"feed": "tcp://10.0.0.1:5000", "curve": KEYS})),
     ],
     ids=["usual", "open metrics", "odd path", "in a home", "keys"],
 )
-def test_systemd_finds_nothing_wrong(chosen: Plan, tmp_path: Path) -> None:
+def test_systemd_finds_nothing_wrong(chosen: UnitPlan, tmp_path: Path) -> None:
     done = analyze("verify", "--man=no", *install(chosen, tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -107,7 +107,7 @@ def test_every_relaxation_has_its_reason_above_it() -> None:
                 while RELAXED.match(lines[above]):
                     above -= 1
                 assert lines[above].startswith("# "), f"{path}: {line} is not explained"
-    assert n_found == 6
+    assert n_found == 7
 
 
 def test_services_have_the_life_that_the_processes_live() -> None:
@@ -119,6 +119,20 @@ def test_services_have_the_life_that_the_processes_live() -> None:
         assert re.search(r"^RestartPreventExitStatus=2 78( 79)?$", text, re.MULTILINE)
         assert re.search(r"^WatchdogSec=\d+$", text, re.MULTILINE)
     assert not [path for path, text in rendered.items() if re.search(r"@[A-Z_]+@", text)]
+
+
+def test_a_forwarder_that_checks_models_has_room_for_one() -> None:
+    path = Path("etc/systemd/system/ast-stream-forward.service")
+    centre = {"name": "centre", "type": "nats", "servers": ["nats://centre"]}
+    alone = settings(CAMERA, forward=[centre])
+    follows = settings(CAMERA, forward=[centre], fleet={"models": {"follow": True}})
+    assert "\nMemoryMax=512M\nMemoryDenyWriteExecute=yes\n" in render(plan(alone))[path]
+    assert "\nProcSubset=pid\n" in render(plan(alone))[path]
+    text = render(plan(follows))[path]
+    more = ("MemoryMax=4G", "MemoryDenyWriteExecute=no", "OOMPolicy=continue", "ProcSubset=all")
+    for line in more:
+        assert f"\n{line}\n" in text
+    assert "\nSystemCallFilter=adjtimex clock_adjtime\n" in text  # it reads the kernel's clock
 
 
 def test_target_starts_what_the_configuration_needs() -> None:
@@ -171,6 +185,7 @@ def test_units_of_boxes_with_keys_load_their_secrets_as_credentials() -> None:
         "ast-stream-capture@.service",
         "ast-stream-capture-net.service",
         "ast-stream-web.service",
+        "ast-stream-forward.service",
     }
     assert not re.search("^IPAddressDeny", texts["ast-stream-capture@.service"], re.MULTILINE)
     assert not any("LoadCredential=" in text for text in render(plan()).values())
@@ -200,13 +215,28 @@ def test_the_page_is_started_where_it_listens_and_kept_on_the_box_where_it_stays
     assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
 
 
+def test_who_follows_a_pool_needs_no_worker_and_reaches_its_servers() -> None:
+    pool = {"name": "city", "nats": {"servers": ["nats://nats.example:4222"]}}
+    web = {"listen": "127.0.0.1:8080"}
+    centre = plan(settings(pool=pool, recorder={}, web=web))
+    assert wanted_units(centre) == ["ast-stream-record.service", "ast-stream-web.service"]
+    texts = render(centre)
+    for name in ("record", "web", "capture@"):
+        text = texts[Path(f"etc/systemd/system/ast-stream-{name}.service")]
+        assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
+    transport = {"audio": "tcp://127.0.0.1:5555", "rings": "tcp://127.0.0.1:5559"}
+    assert "ast-stream-worker.service" in wanted_units(
+        plan(settings(pool=pool, transport=transport))
+    )
+
+
 def is_closed(folder: Path) -> bool:
     return not folder.stat().st_mode & 0o001
 
 
 def test_what_would_stop_the_service_user_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    hidden = Plan(tmp_path / "ast-stream", Path("/etc/ast-stream/a.yaml"), settings(MICROPHONE))
+    hidden = UnitPlan(tmp_path / "ast-stream", Path("/etc/ast-stream/a.yaml"), settings(MICROPHONE))
     closed = next(folder for folder in reversed(hidden.command.parents) if is_closed(folder))
     assert f"{hidden.command}: the user ast-stream may not enter {closed}" in doubts(hidden)
     chosen = settings(MICROPHONE, {"type": "stdin"}, runtime_dir="/somewhere")
@@ -217,7 +247,7 @@ def test_what_would_stop_the_service_user_is_reported(tmp_path: Path) -> None:
     assert doubts(plan(settings(CAMERA, runtime_dir="/run/ast-stream"))) == []
     (text,) = doubts(plan(is_user=True))
     assert "state_dir is /var/lib/ast-stream, which is not yours" in text
-    absent = Plan(Path("/bin/true"), Path("/etc/ast-stream/a.yaml"), None)
+    absent = UnitPlan(Path("/bin/true"), Path("/etc/ast-stream/a.yaml"), None)
     assert doubts(absent) == [f"{absent.config} does not exist yet: write it, then install again"]
 
 
@@ -453,3 +483,32 @@ def test_each_of_several_workers_has_a_unit_of_its_own() -> None:
     text = render(chosen)[Path("etc/systemd/system/ast-stream-worker@.service")]
     assert "worker --config /etc/ast-stream/config.yaml --name %i\n" in text
     assert "\nSyslogIdentifier=ast-stream-worker-%i\n" in text
+
+
+@pytest.mark.parametrize(
+    ("is_target_active", "wants", "is_started"),
+    [
+        (True, "ast-stream-alerts.service ast-stream-worker.service", True),
+        (True, "ast-stream-worker@front.service", False),  # no longer in the configuration
+        (False, "ast-stream-worker.service", False),  # stopped with the target, too slowly
+    ],
+)
+def test_what_was_stopped_or_is_no_longer_wanted_is_not_started_again(
+    is_target_active: bool, wants: str, is_started: bool, tmp_path: Path
+) -> None:
+    text = render(plan())[Path("etc/systemd/system/ast-stream-failed@.service")]
+    found = re.search(r"^ExecStart=\+/bin/sh -c '(.*?)'$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    script = found[1].replace("\\\n", "").replace("$$", "$")
+    control = tmp_path / "systemctl"
+    control.write_text(
+        "#!/bin/sh\n"
+        f'case "$1" in is-active) exit {int(not is_target_active)};; show) echo "{wants}";; '
+        'start) echo "$3" >> started;; esac\n'
+    )
+    control.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RETRY_S": "0"}
+    environment |= {"UNIT": "ast-stream-worker.service", "MONITOR_EXIT_STATUS": "TERM"}
+    done = subprocess.run(["sh", "-c", script], env=environment, cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "started").exists() is is_started

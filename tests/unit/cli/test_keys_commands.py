@@ -11,7 +11,7 @@ import zmq.auth
 from ports import free_ports
 
 from ast_stream.cli.app import run_command_line
-from ast_stream.transport.allow_list import Client, changing_allow_list, read_allow_list
+from ast_stream.transport.allow_list import AllowedClient, changing_allow_list, read_allow_list
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_list_that_another_process_changes_is_left_to_it(
     keys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     allowed = ("--allow-list", keys / "allowed.json")
-    other = Client("other", "1" * 40, ("feed",), 0)
+    other = AllowedClient("other", "1" * 40, ("feed",), 0)
     with changing_allow_list(keys / "allowed.json") as clients:
         code, _, err = run(capsys, "authorise", "0" * 40, "feed", "--name", "a", *allowed)
         assert code == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from alert_samples import action_settings, firing, states
 
-from ast_stream.alerts.actions.base import Refused
+from ast_stream.alerts.actions.base import Undeliverable
 from ast_stream.alerts.outbox import Delivery, Outbox
 from ast_stream.alerts.store import Store
 from ast_stream.cli.app import run_command_line
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         outbox.enqueue(db, [firing("a1", "phone"), firing("b2", "phone", "mail")])
     delivery = outbox.next_delivery("phone")
     assert isinstance(delivery, Delivery)
-    outbox.settle(delivery, Refused("404"))
+    outbox.settle(delivery, Undeliverable("404"))
     yield store
     store.close()
 

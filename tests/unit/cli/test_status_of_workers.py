@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from sample_messages import worker_status
+from pathlib import Path
 
-from ast_stream.box_status import BoxStatus, WorkersStatus
+import pytest
+from rich.console import Console
+from sample_messages import health, worker_status
+
+from ast_stream import box_status
+from ast_stream.box_status import BoxStatus, WorkersStatus, WorkersStatusClient
 from ast_stream.cli.status import view_of_all
-from ast_stream.messages.status import WorkerStatus
+from ast_stream.messages.fleet import ClockReport
+from ast_stream.messages.status import RecentLoss, WorkerStatus
+from ast_stream.settings.paths import page_id
+from ast_stream.settings.schema import Settings
 
 
 def box(*keys: str, problems: tuple[str, ...] = ()) -> BoxStatus:
@@ -44,3 +51,57 @@ def test_problems_of_several_workers_say_whose_they_are() -> None:
     assert not body["healthy"]
     assert body["workers"]["front"]["healthy"]
     assert shown(found).index("worker front") < shown(found).index("worker back")
+
+
+def test_audio_that_was_lost_in_the_last_minutes_is_a_problem_of_a_stream_that_is_heard() -> None:
+    loss = RecentLoss(seconds=3.2, ago_s=12.0, reasons=["overflow"])
+    found = box()
+    found.streams = {
+        "porch": health("porch", recent_loss=loss),
+        "yard": health("yard", state="missing", detail="gone", recent_loss=loss),
+        "hall": health("hall"),
+    }
+    lost = "lost 3.2 s of audio in the last 5 minutes, the last 12 s ago: overflow"
+    found.problems = box_status.problems(found, [])
+    assert found.problems == [
+        "stream yard is missing: gone",
+        f"stream porch {lost}",
+        f"stream yard {lost}",
+    ]
+    all_found = WorkersStatus({"front": found})
+    assert all_found.losses == [f"front: stream porch {lost}", f"front: stream yard {lost}"]
+    assert all_found.as_json()["losses"] == all_found.losses
+    assert found.as_json()["losses"] == found.losses
+    assert lost in shown(all_found)
+    assert "everything is healthy" not in shown(all_found)
+
+
+def test_clock_that_nothing_corrects_is_named_and_not_called_healthy() -> None:
+    clock = ClockReport(is_synchronised=False)
+    found = WorkersStatus({None: box()}, clock=clock)
+    assert found.problems == [clock.problem]  # exit code 1
+    assert found.problems[0] in shown(found)
+    assert "everything is healthy" not in shown(found)
+    right = WorkersStatus({None: box()}, clock=ClockReport(is_synchronised=True))
+    assert "everything is healthy" in shown(right)
+
+
+def test_page_of_several_workers_is_that_of_the_whole_configuration(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(box_status, "page_answers", lambda of, _: not asked.append(page_id(of)))
+    scene = {"type": "scene", "duration_s": 10}
+    settings = Settings.model_validate(
+        {
+            "runtime_dir": str(socket_dir),
+            "state_dir": str(socket_dir / "state"),
+            "streams": [{"name": name, "source": scene} for name in ("a", "b")],
+            "workers": {"front": {"streams": ["a"]}, "back": {"streams": ["b"]}},
+            "web": {"listen": "127.0.0.1:8080"},
+        }
+    )
+    with WorkersStatusClient(settings, timeout_s=0.05) as client:
+        found = client.ask()
+    assert asked == [page_id(settings)]
+    assert not any("page" in problem for problem in found.problems)

@@ -111,11 +111,14 @@ def test_endpoints_are_taken_from_the_configuration(
     worker.publish(event(1))
     config = socket_dir / "config.yaml"
     config.write_text(
-        f"runtime_dir: {socket_dir}\nstreams: [{{name: a, source: {{type: stdin}}}}]\n"
+        f"runtime_dir: {socket_dir}\nstreams: [{{name: porch, source: {{type: stdin}}}}]\n"
     )
-    processes.append(command(socket_dir, "-c", str(config), "--replay", "--count", "1"))
-    lines, _ = finished(processes[0])
+    mistaken = ["evnt/bark", "event", "--stream", "porsh", "--stream", "porch"]
+    processes.append(command(socket_dir, *mistaken, "-c", str(config), "--replay", "--count", "1"))
+    lines, errors = finished(processes[0])
     assert json.loads(lines[0])["id"] == "id1"
+    assert "there is no topic that begins with 'evnt'; did you mean 'event'?" in errors
+    assert "there is no stream 'porsh'; did you mean 'porch'?" in errors
 
 
 @pytest.mark.slow
@@ -198,6 +201,8 @@ def test_a_publisher_that_asks_for_a_key_says_so_and_how_to_give_one(
         processes.append(command(tmp_path, "--endpoint", endpoint))
         assert processes[0].stderr is not None
         said = processes[0].stderr.readline()
+        if said.startswith("waiting"):  # which it is until the refusal has come
+            said = processes[0].stderr.readline()
     finally:
         sockets.close()
     assert said.startswith(f"{endpoint} refuses the connection: it asks for a CURVE key; give one")

@@ -26,6 +26,16 @@ _LOGINS = "tests/unit/web/test_logins.py"
 _LIMITS = "tests/unit/web/test_login_limits.py"
 _SESSIONS = "tests/unit/web/test_sessions.py"
 _USERS = "tests/unit/privacy/test_page_users.py"
+_FOLLOWER = "tests/unit/fleet/test_follower.py"
+_MODELS = "tests/unit/fleet/test_model_folder.py"
+_STORE = "tests/unit/fleet/test_buckets.py"
+_CLOCK = "tests/unit/fleet/test_clock.py"
+_ROLLOUT = "tests/unit/fleet/test_rollout.py"
+_BUCKET = "tests/unit/pool/test_bucket.py"
+_POOL_KEYS = "tests/unit/capture/test_pool_keys.py"
+_RECORD = "tests/unit/worker/test_portable_record.py"
+_SAMPLE_CLOCK = "tests/unit/test_sample_clock.py"
+_FLEET_STATUS = "tests/unit/cli/test_fleet_status.py"
 _WEB_SETTINGS = "tests/unit/settings/test_web_settings.py"
 
 
@@ -395,6 +405,80 @@ ATTEMPTS = (
             f"{_WEB_SETTINGS}::test_settings_that_are_not_safe_are_refused",
             f"{_USERS}::test_a_file_that_cannot_be_trusted_is_refused",
         ),
+    ),
+    Attempt(
+        "a box writes what other boxes shall use, or a model, at the centre",
+        "refused by the permissions of the how-to; nothing has changed",
+        (f"{_STORE}::test_a_box_may_read_what_it_needs_and_write_nothing_of_it",),
+    ),
+    Attempt(
+        "whoever may write there offers another model, a damaged one, one with a program in it, "
+        "files with names that lead elsewhere",
+        "refused before anything is loaded or written outside its folder; the box stays with what "
+        "it has",
+        (
+            f"{_FOLLOWER}::test_a_damaged_object_is_never_used",
+            f"{_FOLLOWER}::test_weights_that_can_hold_programs_are_refused",
+            f"{_MODELS}::test_names_that_lead_elsewhere_are_refused",
+            f"{_MODELS}::test_a_manifest_that_is_not_the_one_asked_for_is_refused",
+        ),
+    ),
+    Attempt(
+        "the links to models lead elsewhere",
+        "they choose nothing: the model is the one that the configuration names",
+        (f"{_MODELS}::test_links_that_are_none_of_ours_choose_nothing",),
+    ),
+    Attempt(
+        "a box makes up what model it used, or reports thousands of problems, during a roll-out",
+        "it goes back to the model that its configuration names, and all others return as they "
+        "should; the plan stays small, and one that nobody could read again is not written",
+        (
+            f"{_ROLLOUT}::test_a_box_that_makes_up_what_it_used_keeps_no_other_from_returning",
+            f"{_ROLLOUT}::test_a_plan_that_nobody_could_read_again_is_not_written",
+            f"{_ROLLOUT}::test_problems_of_a_box_take_little_room_in_the_plan",
+        ),
+    ),
+    Attempt(
+        "whoever may write the bucket of a pool writes members under names that are none, garbage, "
+        "or megabytes",
+        "they are left out; no worker is hidden, and no capture process is kept from connecting",
+        (f"{_BUCKET}::test_what_no_worker_writes_among_the_members_hides_none_of_them",),
+    ),
+    Attempt(
+        "with the public key of a worker: members that are reached by an ipc socket, at an address "
+        "that is none, or that have all the weight and another model",
+        "refused, passed over, or left after 20 s for a worker that answers: no audio goes to "
+        "them, and no recording ends",
+        (
+            f"{_POOL_KEYS}::test_a_member_is_reached_by_tcp_at_a_name_that_can_be_one",
+            f"{_POOL_KEYS}::test_a_worker_that_cannot_be_connected_to_is_passed_over",
+            f"{_BUCKET}::test_a_member_with_all_the_weight_that_nobody_reaches_keeps_no_stream",
+        ),
+    ),
+    Attempt(
+        "a capture box gives a worker records that it made up: bombs, of other streams, positions, "
+        "times and onsets that no sound has",
+        "refused, or the stream of that box alone has strange times; the worker goes on",
+        (
+            f"{_RECORD}::test_a_damaged_record_is_refused",
+            f"{_RECORD}::test_a_record_of_an_onset_that_no_sound_has_is_refused",
+            f"{_SAMPLE_CLOCK}::test_samples_however_far_away_have_a_time_that_can_be_written",
+        ),
+    ),
+    Attempt(
+        "a box reports as another one, or what is no report, or figures without measure, or text "
+        "that acts on a terminal",
+        "shown as unreadable under its own key, first in the list; text is printed, and does not "
+        "act",
+        (
+            f"{_FLEET_STATUS}::test_boxes_that_need_somebody_come_first",
+            f"{_ROLLOUT}::test_figures_that_nobody_can_reckon_with_are_no_report",
+        ),
+    ),
+    Attempt(
+        "somebody answers in the time server's place without having seen the question",
+        "the answer is dropped; what somebody on the way answers is believed, for no clock is set",
+        (f"{_CLOCK}::test_answers_that_say_nothing_are_refused",),
     ),
     Attempt(
         "damaged bytes to every decoder: messages, handshakes, YAML, checkpoints, recordings …",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+from forked_worker import ForkedWorker
 
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.query import ReplayPage
@@ -35,11 +36,14 @@ class Pipeline:
         for source in streams.values():
             if source["type"] == "file":
                 source["path"] = str(self.folder / source.get("path", "audio.wav"))
+        wire = sections.pop("wire", {})
         model = {"device": "cpu", "precision": "fp32", "attention": "math", "hop_s": 0.25}
         settings = {
             "runtime_dir": str(self.folder / "run"),
             "state_dir": str(self.folder / "state"),
-            "streams": [{"name": name, "source": options} for name, options in streams.items()],
+            "streams": [
+                {"name": name, "source": options, "wire": wire} for name, options in streams.items()
+            ],
             "model": {"checkpoint": str(checkpoint)} | model | sections.pop("model", {}),
         }
         self.config.write_text(json.dumps(settings | sections))  # JSON is YAML
@@ -71,8 +75,13 @@ class Pipeline:
         return self.processes[name]
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start the worker."""
-        return self.start("worker", "worker")
+        """Start the worker; as a fork, unless something is to be loaded into it."""
+        if self.env:
+            return self.start("worker", "worker")
+        args = ["worker", "--config", str(self.config)]
+        worker = ForkedWorker(args, os.environ, self.folder / "worker.log")
+        self.processes["worker"] = worker
+        return worker
 
     def start_capture(self, stream: str) -> subprocess.Popen[bytes]:
         """Start the capture process of `stream`."""
@@ -86,13 +95,14 @@ class Pipeline:
 
     def stop(self, name: str) -> int:
         """End a process with SIGTERM and return its exit code."""
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        return process.wait(PATIENCE_S)
+        self.processes[name].send_signal(signal.SIGTERM)
+        return self.wait(name)
 
     def wait(self, name: str) -> int:
         """Wait until a process ends by itself and return its exit code."""
-        return self.processes.pop(name).wait(PATIENCE_S)
+        code = self.processes[name].wait(PATIENCE_S)
+        del self.processes[name]  # one that does not end is killed by `close`
+        return code
 
     def log(self, name: str) -> str:
         """Return what a process has written."""

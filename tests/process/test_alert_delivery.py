@@ -282,7 +282,7 @@ def test_program_runs_only_where_programs_are_allowed(tmp_path: Path) -> None:
         with alert_process(section, rules) as one:
             one.start()
             assert one.wait() == 78
-            assert "action 'siren' runs a program: needs allow_exec: true" in one.log
+            assert "action 'siren' runs a program: needs alerts.allow_exec: true" in one.log
         with alert_process(section | {"allow_exec": True}, rules) as one:
             begin(one, receiver)
             one.publish(1, "begin")

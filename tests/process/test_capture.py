@@ -47,6 +47,7 @@ def test_a_recording_reaches_the_worker_whole_and_the_process_ends(tmp_path: Pat
             if block.is_last:
                 break
         np.testing.assert_array_equal(np.concatenate(received), pcm)
+        assert capture.read(start=len(pcm)).block.is_last  # a worker asks before it believes it
         assert capture.wait_exit() == 0
 
 

@@ -19,6 +19,7 @@ from ast_stream.coverage.spans import HEARD
 from ast_stream.coverage.timeline import Coverage
 from ast_stream.messages.audio import Pcm16
 from ast_stream.units import SAMPLE_RATE, parse_time
+from ast_stream.worker.journal import SAVE_EVERY_SAMPLES
 
 LENGTH_S = 40
 GATE_DBFS = -60.0
@@ -96,7 +97,7 @@ def test_every_sample_of_a_recording_is_accounted_for_though_the_worker_is_kille
         run.start_worker()
         run.start_capture("fast")
         run.start_capture("live")
-        for seconds in (4, 12, 20):
+        for seconds in (12, 20):  # amid sound and amid silence
             wait_for(
                 lambda: heard(so_far(run).get("live")) >= seconds * SAMPLE_RATE,  # noqa: B023
                 f"{seconds} s of the live stream",
@@ -104,7 +105,7 @@ def test_every_sample_of_a_recording_is_accounted_for_though_the_worker_is_kille
             run.kill("worker")
             assert_adds_up(by_stream(run)["live"])
             run.start_worker()
-        wait_for(lambda: run.log("worker").count("ready:") == 4, "the last worker")
+        wait_for(lambda: run.log("worker").count("ready:") == 3, "the last worker")
         assert run.wait("capture-live") == 0
         assert run.wait("capture-fast") == 0
         assert run.stop("worker") == 0
@@ -137,7 +138,8 @@ def heard_before(body: Body, gap: Body) -> int:
             first = max(span["start"], gap["start"])
             assert first >= stop or span["start"] <= gap["start"] + count
             count += max(0, min(span["start"] + span["samples"], stop) - first)
-    assert count <= 3 * SAMPLE_RATE, "a journal is written each second"
+    # a worker that catches up hears more in a second than that; then so much is the most
+    assert count <= SAVE_EVERY_SAMPLES + SAMPLE_RATE, "a journal is written each second"
     return count
 
 

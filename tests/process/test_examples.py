@@ -21,7 +21,6 @@ from ast_stream.units import format_time
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-NIGHT_WATCH = EXAMPLES / "night-watch"
 PATIENCE_S = 30.0
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -103,11 +102,13 @@ def test_scores_and_events_of_the_generated_scene_are_printed() -> None:
     ]
 
 
-def test_night_watch_is_free_of_mistakes_and_its_rules_do_what_their_tests_say(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("name", ["night-watch", "several-microphones"])
+def test_an_example_is_free_of_mistakes_and_its_rules_do_what_their_tests_say(
+    name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, rules = str(NIGHT_WATCH / "config.yaml"), str(NIGHT_WATCH / "rules.yaml")
+    folder = EXAMPLES / name
+    config, rules = str(folder / "config.yaml"), str(folder / "rules.yaml")
     assert run_command_line(["check-config", "--no-speed", config]) == 0
     assert "warning" not in capsys.readouterr().out
     assert run_command_line(["rules", "check", "--strict", "--config", config, rules]) == 0
-    assert run_command_line(["rules", "test", str(NIGHT_WATCH / "rules-tests.yaml")]) == 0
+    assert run_command_line(["rules", "test", str(folder / "rules-tests.yaml")]) == 0

@@ -33,7 +33,7 @@ from ast_stream.privacy.page_users import User, changing_users
 from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.storage import history_database
 from ast_stream.settings.web import SCOPES, Scope
-from ast_stream.web import app, connections, guard, health_page
+from ast_stream.web import app, connections, guard
 from ast_stream.web.app import routes
 from ast_stream.web.guard import HEADERS, MAX_BODY_BYTES
 from ast_stream.web.login_limits import OF_ADDRESS, OF_NAME_AND_ADDRESS
@@ -501,7 +501,7 @@ def test_a_route_without_a_declared_right_keeps_the_page_from_starting(
     def forgotten(request: object) -> None:
         raise AssertionError("it is never served")
 
-    monkeypatch.setattr(health_page, "ROUTES", [Route("/forgotten", forgotten)])
+    monkeypatch.setitem(app.PAGES, "Health", [Route("/forgotten", forgotten)])
     with ExitStack() as cleanup:
         services = open_services(load_file(page.config), cleanup)
         with pytest.raises(ValueError, match="expected @requires"):
@@ -680,6 +680,9 @@ def test_status_and_doctor_see_whether_it_answers(page: Page) -> None:
     elsewhere = {"listen": f"127.0.0.1:{free_ports()}"}
     web = settings.web.model_copy(update=elsewhere)
     assert not page_answers(settings.model_copy(update={"web": web}))
+    other = settings.model_copy(update={"state_dir": str(page.config.parent / "another")})
+    assert not page_answers(other)
+    assert check_page(other).__next__().status == "failed"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from sample_messages import (
 from ast_stream.box_status import BoxStatus, problems
 from ast_stream.cli.status import view, worker_text
 from ast_stream.cli.terminal import console
-from ast_stream.machine_clock import Moment
+from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock, RingReply
+from ast_stream.messages.pool import Placement
 from ast_stream.messages.status import Health, StreamState
 from ast_stream.settings.schema import Settings, StreamSettings
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 ENDLESS = {"type": "scene", "duration_s": 3600}
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
@@ -151,6 +153,41 @@ def test_recording_that_was_read_to_its_end_is_well() -> None:
     assert problems(ended, FILE) == []
 
 
+def in_pool(placement: Placement) -> BoxStatus:
+    """Return what a capture box of a pool answers: its worker is elsewhere."""
+    reply = replace(capture(), placement=placement)
+    return BoxStatus(has_worker=False, captures={"s0": reply})
+
+
+def test_a_capture_box_of_a_pool_is_well_without_a_worker_and_says_where_its_streams_are() -> None:
+    since_ns = read_clocks().wall_ns - 185 * NS_PER_SECOND
+    found = in_pool(Placement(worker="gpu-1", since_ns=since_ns, takeovers=2, handover_s=6.21))
+    assert problems(found, LIVE) == []
+    (table,) = [found.as_json()["captures"]["s0"]["placement"]]
+    assert (table["worker"], table["takeovers"], table["handover_s"]) == ("gpu-1", 2, 6.21)
+    console = Console(width=160, record=True)
+    with console.capture() as shown:
+        console.print(view(found))
+    text = " ".join(shown.get().split())
+    assert "at gpu-1 for 3 min, 2 take-overs, the last change took 6.2 s" in text
+    assert "worker elsewhere" in text
+    nobody = in_pool(Placement(takeovers=2))
+    assert problems(nobody, LIVE) == ["stream s0: no worker of the pool has it"]
+
+
+def test_a_worker_of_a_pool_says_since_when_it_has_a_stream() -> None:
+    since_ns = read_clocks().wall_ns // 1000 * 1000 - 30 * NS_PER_SECOND  # as it is written
+    placed = health("s0").model_copy(
+        update={"placement": Placement(worker="gpu-1", since_ns=since_ns, changes=1)}
+    )
+    console = Console(width=160, record=True)
+    with console.capture() as shown:
+        console.print(view(report(placed)))
+    assert "at gpu-1 for 30 s" in " ".join(shown.get().split())
+    assert "placement" not in health("s0").to_json()
+    assert Health.from_json(placed.to_json(), "health").placement == placed.placement
+
+
 def test_tables_fit_a_terminal_and_name_every_process_and_stream() -> None:
     found = report(
         health("s0"),
@@ -224,15 +261,14 @@ def test_everything_is_healthy_when_it_is_and_not_when_a_process_is_gone(
         done = ask(running, "--json")
         last[:] = [json.loads(done.stdout)]
         assert (done.returncode == 0) is last[0]["healthy"]
-        return done.returncode == 0
+        return done.returncode == 0 and bool(last[0]["worker"]["counters"]["windows"])
 
-    wait_for(is_healthy, "everything healthy")
+    wait_for(is_healthy, "everything healthy, and a window scored")
     (found,) = last
     assert found["problems"] == []
     assert found["streams"][0]["stream"] == "porch"
     assert found["captures"]["porch"]["state"] == "listening"
     assert found["alerts"]["rules"] == 1
-    assert found["worker"]["counters"]["windows"] > 0
 
     table = ask(running)
     assert table.returncode == 0

@@ -131,3 +131,22 @@ def test_reports_are_json_with_step_loss_and_rate(undisturbed: Path) -> None:
     assert [report["step"] for report in reports] == list(range(10, STEPS + 1, 10))
     assert all({"step", "loss", "lr"} <= report.keys() for report in reports)
     assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verdicts_are_learnt_from_and_known_to_the_checkpoint(sounds: Path, tmp_path: Path) -> None:
+    reviewed, out = tmp_path / "reviewed", tmp_path / "out"
+    (reviewed / "clips").mkdir(parents=True)
+    rows = ["file,label,group,event"]
+    rng = np.random.default_rng(1)
+    for number in range(8):
+        kind = ("Whistle", "Hiss", "Kettle", "-")[number % 4]
+        pcm = 0.1 * rng.standard_normal(SAMPLE_RATE)
+        soundfile.write(reviewed / "clips" / f"e{number}.flac", pcm, SAMPLE_RATE)
+        rows.append(f"e{number}.flac,{kind},evening {number // 2},e{number}")
+    (reviewed / "clips.csv").write_text("\n".join(rows) + "\n")
+    with _training(sounds, out, "--verdicts", str(reviewed), "--steps", "5") as process:
+        _, text = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, text
+    checkpoint = out / "checkpoint"
+    provenance = json.loads((checkpoint / "ast_stream.json").read_text())["provenance"]
+    assert 4 <= len(provenance["verdicts"]) <= 8  # others are held out

@@ -13,7 +13,7 @@ from reviewed_box import EVERY_S, barks_at_everything, day
 
 from ast_stream.detect import Detector
 from ast_stream.detect.decision import Opinion
-from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.second_opinion import Embedding
 from ast_stream.detect.verifiers import (
     LAYER,
     ClassVerifier,
@@ -94,10 +94,10 @@ def test_worker_withholds_what_is_not_believed_and_refuses_verifiers_of_others(
         run.start_worker()
         wait_for(lambda: "ready:" in run.log("worker"), "worker")
         run.start_capture("mic")
-        assert run.wait("capture-mic") == 0
+        assert run.wait("capture-mic") == 0, run.log("capture-mic")
         n_tones = int((~is_noise).sum())  # the last sound is one
         wait_for(lambda: run.log("worker").count("withheld") == n_tones, "all events")
-        assert run.stop("worker") == 0
+        assert run.stop("worker") == 0, run.log("worker")
         bodies = [body for topic, body in run.published() if "/bark/" in topic]
         begun = [of_sound(body["onset_sample"]) for body in bodies if body["type"] == "begin"]
         assert begun == [number for number, noise in enumerate(is_noise) if noise]

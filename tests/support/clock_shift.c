@@ -1,7 +1,7 @@
 /* Preloaded into a process: its wall clock is off by what a file says, which may change at any time.
  *
  * The file of a process lies in $CLOCK_SHIFT_DIR and holds nanoseconds, an int64: `worker`, `alerts`,
- * `capture` or `capture.NAME`, after the words of its command line. Other processes keep their clock, and
+ * `forward`, `capture` or `capture.NAME`, after the words of its command line. Other processes keep their clock, and
  * monotonic clocks are as they are.
  */
 #define _GNU_SOURCE
@@ -24,7 +24,8 @@ static int (*real_gettime)(clockid_t, struct timespec *);
 static const char *name_of_process(char *words, ssize_t size, char *name, size_t room) {
     const char *found = NULL;
     for (char *word = words; word < words + size; word += strlen(word) + 1) {
-        if (!strcmp(word, "worker") || !strcmp(word, "alerts") || !strcmp(word, "capture"))
+        if (!strcmp(word, "worker") || !strcmp(word, "alerts") || !strcmp(word, "capture") ||
+            !strcmp(word, "forward"))
             found = word;
         char *next = word + strlen(word) + 1;
         if (!strcmp(word, "--stream") && next < words + size) {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 STRANGE_FILES = (
     "folder", "full folder", "FIFO", "socket", "device", "dangling link", "link to itself",
@@ -53,6 +57,21 @@ def make_strange(path: Path, kind: str) -> None:
             path.chmod(0)
         case _:
             raise ValueError(kind)
+
+
+def forbid_below(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process look at nothing below a folder, as if another user had closed it.
+
+    Modes do not keep root, as whom tests may run, from looking.
+    """
+    real = os.stat
+
+    def stat_unless_below(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{folder}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat_unless_below)
 
 
 def mutations(whole: bytes, n: int, seed: int) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from typing import Any
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from ports import free_ports
+from server_process import ServerProcess
 
 PATIENCE_S = 20.0
 ANYBODY = "allow_anonymous true"
@@ -75,39 +76,28 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
             target.shutdown(socket.SHUT_RDWR)
 
 
-class Broker:
+class Broker(ServerProcess):
     """A broker that can be killed and started again on the same port.
 
     Args:
         lines: of its configuration, besides where it listens and that anybody may come.
+        host: address that it listens at.
     """
 
-    def __init__(self, folder: Path, *lines: str) -> None:
-        self.port = free_ports()
+    def __init__(self, folder: Path, *lines: str, host: str = "127.0.0.1") -> None:
+        super().__init__(free_ports(), host)
         self._config = folder / "mosquitto.conf"
-        own = (f"listener {self.port} 127.0.0.1", f"user {getpass.getuser()}")
+        own = (f"listener {self.port} {host}", f"user {getpass.getuser()}")
         rights = () if any("allow_anonymous" in line for line in lines) else (ANYBODY,)
         self._config.write_text("\n".join((*own, *rights, *lines, "")))
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def command(self) -> list[str]:
         assert MOSQUITTO is not None
-        self._process = subprocess.Popen(
-            [MOSQUITTO, "-c", str(self._config)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for(self._answers, "the broker")
+        return [MOSQUITTO, "-c", str(self._config)]
 
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.host, self.port)) == 0
 
 
 class Listener:

@@ -67,12 +67,18 @@ def sound(name: str, label: str, onset: float, offset: float, **more: Any) -> li
 
 
 def health(
-    seconds: float, state: str = "listening", level: float | None = -50.0, stream: str = "hall"
+    seconds: float,
+    state: str = "listening",
+    level: float | None = -50.0,
+    stream: str = "hall",
+    *,
+    silence_s: float = 0.0,
 ) -> dict[str, Any]:
     return {
         "stream": stream,
         "labels": {},
         "state": state,
+        "silence_s": silence_s,
         "level_dbfs": level,
         "published": format_time(at(seconds)),
     }

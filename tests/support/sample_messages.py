@@ -7,12 +7,15 @@ from typing import Any
 from ast_stream.labels import slug
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.fleet import BoxReport, ClockReport, StreamReport, WorkerReport
 from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import SpectrogramHeader
 from ast_stream.messages.status import (
     AlertsStatus,
     FailingAction,
+    ForwardStatus,
     Health,
+    OutputStatus,
     RecorderStatus,
     WorkerFacts,
     WorkerStatus,
@@ -115,6 +118,26 @@ def alerts_status(**changes: Any) -> AlertsStatus:
     return AlertsStatus(**fields | changes)
 
 
+def forward_status(**changes: Any) -> ForwardStatus:
+    """Return the status of a forwarder whose broker is away."""
+    output = OutputStatus(
+        name="centre",
+        kind="nats",
+        is_connected=False,
+        waiting=12,
+        oldest_s=73.5,
+        sent=4711,
+        bytes=3_500_000,
+        lost=0,
+        reconnects=1,
+        duplicates=0,
+        error="output centre: nats://centre:4222: Connection refused",
+        disk=None,
+    )
+    fields: dict[str, Any] = {"hears_workers": True, "outputs": [output], "disk": None}
+    return ForwardStatus(**fields | changes)
+
+
 def recorder_status(**changes: Any) -> RecorderStatus:
     """Return the status of a recorder that has nothing to do."""
     fields: dict[str, Any] = {
@@ -146,3 +169,27 @@ def alert(**changes: Any) -> Alert:
         "events": ("id1",),
     }
     return Alert(**fields | changes)
+
+
+def box_report(**changes: Any) -> BoxReport:
+    """Return the report of a box that is well."""
+    fields: dict[str, Any] = {
+        "site": "farm",
+        "box": "barn",
+        "version": "0.1.0",
+        "boot": "ab" * 8,
+        "time_ns": T0_NS,
+        "checkpoint": "bundled",
+        "clock": ClockReport(is_synchronised=True),
+        "workers": [
+            WorkerReport(
+                boot="cd" * 8, model="sha256:tiny", device="cpu", precision="fp32", lag_s=0.4
+            )
+        ],
+        "streams": [
+            StreamReport(stream=STREAM, state="listening", hop_s=0.5, heard=1.0, accounted_s=3600.0)
+        ],
+        "streams_total": 1,
+        "problems": [],
+    }
+    return BoxReport(**fields | changes)

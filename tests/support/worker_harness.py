@@ -71,6 +71,7 @@ class CountedSocket:
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.n_on_way = 0
+        self._arrived: deque[list[bytes]] = deque()
 
     @property
     def waitable(self) -> Any:
@@ -82,11 +83,13 @@ class CountedSocket:
         return is_sent
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
-        return self.socket.receive(timeout_ms)
+        return self._arrived.popleft() if self._arrived else None
 
     def wait(self) -> None:
-        """Wait until a message is there."""
-        assert self.socket.waitable.poll(PATIENCE_MS), "a reply was sent, and did not arrive"
+        """Wait until one more message is there."""
+        frames = self.socket.receive(PATIENCE_MS)
+        assert frames is not None, "a reply was sent, and did not arrive"
+        self._arrived.append(frames)
 
 
 class LiveBlocks:
@@ -128,8 +131,8 @@ class WatchedSockets(Sockets):
         super().__init__()
         self.to_rings: dict[str, CountedSocket] = {}
 
-    def connect(self, kind: Any, endpoint: str, hwm: int) -> Any:
-        socket = super().connect(kind, endpoint, hwm)
+    def connect(self, kind: Any, endpoint: str, hwm: int, server_key: str | None = None) -> Any:
+        socket = super().connect(kind, endpoint, hwm, server_key)
         if kind != "dealer":
             return socket
         counted = self.to_rings[endpoint] = CountedSocket(socket)
@@ -148,6 +151,7 @@ class Capture:
     Attributes:
         set_by_ns: by how much the wall clock was set, as far as this process has noticed.
         is_answering: whether requests are answered, or lost.
+        is_stopped: requests wait until it goes on.
         garbage: frames to answer each request with; None: the ring's reply.
     """
 
@@ -167,6 +171,7 @@ class Capture:
         self.set_by_ns = 0
         self.status = SourceStatus("listening")
         self.is_answering = True
+        self.is_stopped = False
         self.garbage: list[bytes] | None = None
         self.endpoint = endpoint
         self.router = sockets.bind("router", endpoint, 64)
@@ -197,15 +202,13 @@ class Capture:
         return reply is not None and self.router.send([identity, *reply])
 
     def answer_all(self, client: CountedSocket) -> None:
-        """Answer all requests of `client`, and wait until the answer has arrived there."""
-        is_answered = False
+        """Answer all requests of `client`, and wait until the answers have arrived there."""
         while client.n_on_way:
             sent = self.answer(PATIENCE_MS)
             assert sent is not None, "a request was sent, and did not arrive"
             client.n_on_way -= 1
-            is_answered = is_answered or sent
-        if is_answered:
-            client.wait()
+            if sent:
+                client.wait()
 
 
 class WatchedFeed:
@@ -308,6 +311,10 @@ class Site:
         )
         if self._worker_sockets is not None and endpoint in self._worker_sockets.to_rings:
             _wait_until(lambda: capture.router.n_peers > 0)  # what is sent before that may be lost
+
+    def kill_capture(self, name: str = "mic") -> None:
+        """Lose a capture process."""
+        self._capture_sockets.forget(self._captures.pop(name).router)
 
     def start_worker(self, *configured: str, settings: str = "same") -> Worker:
         """Start a worker; `settings` names model and detection settings in its journal."""
@@ -446,7 +453,8 @@ class Site:
             self.worker.tick()
             self._live.end_tick()
             for capture in self._captures.values():
-                if client := self._worker_sockets.to_rings.get(capture.endpoint):
+                client = self._worker_sockets.to_rings.get(capture.endpoint)
+                if client is not None and not capture.is_stopped:
                     capture.answer_all(client)
 
     def send_on_feed(self, frames: list[bytes]) -> None:

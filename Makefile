@@ -4,6 +4,7 @@
 # make chaos  an hour of faults of every kind, compared with an undisturbed run
 # make reliability  the same, written to RELIABILITY.md
 # make intruder  every attempt of SECURITY.md, with what happened as JSON
+# make machines  the services under a real systemd (MACHINE=container, vm or any)
 # make fuzz   a million damaged inputs through every decoder of bytes from outside
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,11 +21,13 @@ PYTEST_FLAGS ?=
 MINUTES ?= 60
 SEED ?= 1
 CASES ?= 1000000
+MACHINE ?= any
 BIN := $(VENV)/bin
-# tests with real processes mostly wait for sound: four files at a time keep two cores busy, in the
+# tests with real processes mostly wait for sound: six files at a time keep two cores busy, in the
 # order of tests/conftest.py; more threads than cores would only wait for each other;
 # hundreds of processes begin, and without bytecode each would compile the program again
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+RUN_PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
+PYTEST := $(RUN_PYTEST) -n 6 --dist loadfile --no-loadscope-reorder
 # only what went wrong is shown, and then all of it, warnings included
 define PIP_INSTALL
 install() {
@@ -39,15 +42,15 @@ install() {
 install
 endef
 DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg \
-    mosquitto openssl gcc libzmq3-dev
+    mosquitto openssl gcc libzmq3-dev postgresql iproute2
 # checks of what is shipped for them, and of the units in a container; elsewhere their tests are
 # skipped: prometheus starts a service
-CI_PACKAGES := systemd prometheus mmdebstrap systemd-container chromium
+CI_PACKAGES := systemd prometheus mmdebstrap systemd-container chromium nginx-light
 ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test quick check lint coverage chaos reliability power-cuts fuzz intruder debian fix docs bench clean
+.PHONY: help run test quick check pytest lint style types contracts bytecode coverage chaos reliability power-cuts machines fuzz intruder debian fix docs bench clean
 
 help:
 	@echo "make run       set up and run the demo"
@@ -58,6 +61,7 @@ help:
 	echo "make reliability  the same, and write it to RELIABILITY.md"
 	echo "make intruder  try what SECURITY.md says was tried; writes intruder.json"
 	echo "make fuzz      give every decoder a million damaged inputs (CASES=1000000 SEED=1)"
+	echo "make machines  run the services under a real systemd (MACHINE=container, vm or any)"
 	echo "make power-cuts  cut the power after each operation that a busy minute does to its files"
 	echo "make fix       format, and repair what ruff can repair"
 	echo "make docs      write the generated pages of docs/reference/ again"
@@ -68,28 +72,52 @@ run: $(VENV)/.installed
 	@$(BIN)/ast-stream demo
 	echo "next: '. $(BIN)/activate' puts ast-stream on this shell's path; then 'ast-stream listen', or the README"
 
-test: $(VENV)/.installed-dev debian
-	@$(MAKE) --no-print-directory check
+test:
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/.installed-dev debian
+	$(MAKE) --no-print-directory check
 
-check: lint
+# mypy has one core at most, and tests also wait: they run beside each other, once all files are in
+# style. A fault that mypy finds is shown at once, and the tests go on to their end
+check:
+	@$(MAKE) --no-print-directory -j 2 pytest lint
+
+pytest: style bytecode
 	@$(PYTEST) $(PYTEST_FLAGS)
+
+# in a fresh checkout all processes of pytest would compile all tests at once, each for itself; one
+# does it before, beside mypy
+bytecode:
+	@said=$$($(RUN_PYTEST) --collect-only -q -q 2>&1) || {
+	    echo "$$said" >&2
+	    exit 1
+	}
 
 # these tests compute: a process for each core, each of which imports torch
 quick: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -n 2 -m "not slow" tests/unit $(PYTEST_FLAGS)
 
-# the numbers of processes that tests start are collected as well; the floor is in pyproject.toml
+# the numbers of processes that tests start are collected as well, but of workers that are forks;
+# the floor is in pyproject.toml
 coverage: $(VENV)/.installed-dev debian
 	@rm -f .coverage .coverage.*
 	$(PYTEST) --cov --cov-report= $(PYTEST_FLAGS)
 	$(BIN)/coverage report
 
-lint:
+lint: style types contracts
+
+style:
 	@$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+
+types:
+	@$(BIN)/mypy
+
+contracts:
+	@$(BIN)/lint-imports --no-cache
+
+machines: $(VENV)/.installed-dev
+	@MACHINE=$(MACHINE) $(BIN)/pytest tests/system $(PYTEST_FLAGS)
 
 power-cuts: $(VENV)/.installed-dev
 	@$(BIN)/python tests/powercut/power_cuts.py --seed $(SEED)

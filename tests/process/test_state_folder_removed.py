@@ -53,7 +53,8 @@ def test_listening_goes_on_in_a_new_folder_and_who_has_a_database_begins_anew(
             return sum(file.read_bytes().count(b"\n") for file in state.glob("events/*.jsonl"))
 
         wait_for(lambda: n_lines() > 2, "events")
-        shutil.rmtree(state)
+        # in one step: whoever writes into it while its files are removed keeps the folder itself
+        shutil.rmtree(state.rename(run.folder / "removed-state"))
         problems: set[str] = set()
         # the worker alone: the others end, and are waited for longer than it shows this
         with WorkersStatusClient(load_settings(run.config), is_complete=False) as client:

@@ -38,7 +38,8 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.pool import is_capture_box
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys

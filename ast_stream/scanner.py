@@ -18,7 +18,7 @@ from ast_stream.messages.event import Event, Scores
 from ast_stream.model.runners import PrecisionSetting
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.runtime.background import read_ahead
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.units import samples_to_seconds
 
 _STREAM = "scan"

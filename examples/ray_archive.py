@@ -23,8 +23,9 @@ from ast_stream.archive.manifest import Made
 from ast_stream.archive.recording_rows import RecordingRows
 from ast_stream.archive.scan import made_by
 from ast_stream.archive.shard import PartSize, ShardResults
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.model import ModelSettings
 
 
 class ScanActor:

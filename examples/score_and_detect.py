@@ -11,7 +11,7 @@ import soundfile
 
 from ast_stream import load_tagger
 from ast_stream.detect import Detector
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.soundscape.scene import generate_scene
 
 SAMPLE_RATE = 16_000

@@ -46,7 +46,7 @@ from ast_stream.evaluation.scoring import (
 )
 from ast_stream.evaluation.stream_figures import detection_delays, onset_errors
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.settings.schema import CascadeSettings
+from ast_stream.settings.model import CascadeSettings
 from ast_stream.soundscape.mixing import Soundscape
 from ast_stream.soundscape.soundbank import generated_foregrounds
 

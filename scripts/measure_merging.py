@@ -41,7 +41,7 @@ from ast_stream.evaluation.scoring import (
     score_soundscape,
 )
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.settings.schema import ClassSettings, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionSettings
 from ast_stream.soundscape.backgrounds import generated_backgrounds
 from ast_stream.soundscape.mixing import MAX_FOREGROUND_S, ReferenceEvent, Soundscape, to_pcm
 from ast_stream.soundscape.soundbank import Foreground, recorded_foregrounds

@@ -49,7 +49,7 @@ from ast_stream.evaluation.scoring import (
 )
 from ast_stream.messages.event import Event
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import ClassSettings, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionSettings
 from ast_stream.soundscape.mixing import Soundscape
 from ast_stream.soundscape.soundbank import Foreground
 from ast_stream.verdicts.fitting import Examples, fit_verifier, problem_with

@@ -18,7 +18,8 @@ from ast_stream.model.audioset import with_audioset_defaults
 from ast_stream.model.dims import default_window_s
 from ast_stream.model.hf_config import CONFIG, Config, read_dims, read_labels
 from ast_stream.model.metadata import Metadata, read_metadata
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds, seconds_to_ns
 
 UNKNOWN_WINDOW_S = 10.24

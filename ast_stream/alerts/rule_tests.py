@@ -42,7 +42,7 @@ from ast_stream.model.metadata import Metadata
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.alerts import ActionSection
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import NS_PER_SECOND, seconds_to_samples, whole_frames
 
 UPDATE_NS = NS_PER_SECOND

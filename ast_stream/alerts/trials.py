@@ -33,7 +33,8 @@ from ast_stream.history.score_log import ScoreReader
 from ast_stream.history.trial import Heard, TrialResult, refuse_other_smoothing, try_out
 from ast_stream.labels import did_you_mean, find_label, slug
 from ast_stream.messages.event import Gap
-from ast_stream.settings.schema import ClassSettings, DetectionSettings, Settings
+from ast_stream.settings.detection import ClassSettings, DetectionSettings
+from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import (
     coverage_ledger,
     history_database,

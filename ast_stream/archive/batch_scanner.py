@@ -34,7 +34,8 @@ from ast_stream.messages.event import Event, Scores
 from ast_stream.model.loading import load_model
 from ast_stream.runtime.background import ReadAhead
 from ast_stream.scanner import ScannedEvent, scanned_event
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import mask
 

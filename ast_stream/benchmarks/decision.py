@@ -13,7 +13,7 @@ from ast_stream.benchmarks.report import Spread, TableColumn
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.model.metadata import Metadata
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 
 HOP = 8000
 WINDOW_S = 10.24

@@ -31,7 +31,7 @@ from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.messages.event import EventMessage, ScoresHeader
 from ast_stream.messages.status import Health, WorkerStatus
 from ast_stream.model.description import describe
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import (
     NS_PER_SECOND,

@@ -26,7 +26,7 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.soundscape.backgrounds import (
     BACKGROUND_S,
     background_recordings,

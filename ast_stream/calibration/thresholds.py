@@ -37,7 +37,7 @@ from ast_stream.evaluation.curves import found_and_false, touches
 from ast_stream.evaluation.intervals import poisson_upper_bound
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import FrameDecisions, Metadata, PlattScaling
-from ast_stream.settings.schema import (
+from ast_stream.settings.detection import (
     DEFAULT_CONFIRM_S,
     DEFAULT_FRAME_CONFIRM_S,
     MAX_CONFIRM_HOPS,

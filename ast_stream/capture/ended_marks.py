@@ -18,8 +18,9 @@ from ast_stream.errors import AudioError
 from ast_stream.machine_clock import CLOCK_ID
 from ast_stream.runtime.files import read_state, replace_file
 from ast_stream.settings.paths import ENDED_FILES, ended_file, runtime_dir
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import MAX_ENDED_BYTES
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.workers import capture_settings, of_worker, worker_names
 
 _WHAT = "note of a source that has ended"

@@ -28,7 +28,8 @@ from ast_stream.runtime.logging import LimitedLog, speaking_as
 from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.workers import capture_settings, of_worker, worker_of
 from ast_stream.transport.sockets import MAX_PEERS, Sockets
 

@@ -33,7 +33,7 @@ from ast_stream.errors import AudioError, CaptureError
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import Pcm16
 from ast_stream.runtime.backoff import Backoff
-from ast_stream.settings import schema
+from ast_stream.settings import streams
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples, samples_to_ns
 
 logger = logging.getLogger(__name__)
@@ -55,18 +55,18 @@ _BUCKET_NS = NS_PER_SECOND  # arrivals of one second are kept as their earliest
 _NS_PER_US = 1000
 
 
-def make_source(settings: schema.Source) -> Source:
+def make_source(settings: streams.Source) -> Source:
     """Return the source that `settings` describes, not opened yet."""
     match settings:
-        case schema.MicrophoneSource():
+        case streams.MicrophoneSource():
             return Microphone(settings)
-        case schema.FileSource():
+        case streams.FileSource():
             return FilePlayer(settings)
-        case schema.UrlSource():
+        case streams.UrlSource():
             return NetworkStream(settings)
-        case schema.StdinSource():
+        case streams.StdinSource():
             return StandardInput(settings)
-        case schema.SceneSource():
+        case streams.SceneSource():
             return ScenePlayer(settings)
 
 

@@ -38,7 +38,7 @@ from ast_stream.messages.rings import (
 )
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.settings.schema import StreamSettings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import seconds_to_ns
 

@@ -21,7 +21,8 @@ from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import LoadedSettings, load_settings
 from ast_stream.settings.paths import make_runtime_dir, metrics_address
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.workers import capture_settings
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ from ast_stream.privacy.audit import open_audit_log
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.logging import LimitedLog, speaking_as
 from ast_stream.settings.paths import audio_endpoint, ring_endpoint
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     MAX_PEERS,

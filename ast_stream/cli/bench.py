@@ -22,7 +22,7 @@ from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings.explain import with_options
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import SAMPLE_RATE
 
 WORST_SHOWN = 12

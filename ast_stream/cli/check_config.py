@@ -42,7 +42,8 @@ from ast_stream.settings.check import (
 from ast_stream.settings.fleet import box_identity
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.recorder import ALL
-from ast_stream.settings.schema import Settings, Source
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import Source
 from ast_stream.settings.workers import capture_processes, of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.units import samples_to_seconds, seconds_to_samples

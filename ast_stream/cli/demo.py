@@ -31,7 +31,7 @@ from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings.explain import with_options
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import NS_PER_SECOND, samples_to_seconds

@@ -17,7 +17,8 @@ from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import StatusLine, console
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import SceneSource, Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import SceneSource, StreamSettings
 
 if TYPE_CHECKING:
     from ast_stream.cli.doctor_checks import Check

@@ -35,8 +35,9 @@ from ast_stream.runtime.files import why_not_writable
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings import paths, storage
 from ast_stream.settings.explain import show_path
+from ast_stream.settings.model import ModelSettings
 from ast_stream.settings.retention import MIB
-from ast_stream.settings.schema import ModelSettings, Settings
+from ast_stream.settings.schema import Settings
 from ast_stream.settings.section import Misfit
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings

@@ -46,7 +46,7 @@ from ast_stream.evaluation.scoring import (
     score_material,
     total_s,
 )
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.soundscape.backgrounds import speech_is_available
 
 SNR_DB = "12"

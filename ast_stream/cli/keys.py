@@ -11,7 +11,7 @@ import typer
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.errors import UsageError
-from ast_stream.settings.schema import DEFAULT_ALLOW_LIST
+from ast_stream.settings.transport import DEFAULT_ALLOW_LIST
 from ast_stream.transport.allow_list import (
     WORDS,
     AllowedClient,

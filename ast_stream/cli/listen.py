@@ -27,7 +27,8 @@ from ast_stream.messages.event import Event, Scores
 from ast_stream.model.loading import load_model
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.explain import with_options
-from ast_stream.settings.schema import MicrophoneSource, ModelSettings
+from ast_stream.settings.model import ModelSettings
+from ast_stream.settings.streams import MicrophoneSource
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model.audioset import window_remark
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
-from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DEFAULT_FRAME_CONFIRM_S
+from ast_stream.settings.detection import DEFAULT_CONFIRM_S, DEFAULT_FRAME_CONFIRM_S
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint

@@ -15,7 +15,7 @@ import typer
 
 from ast_stream.alerts.rules.field_types import parse_duration
 from ast_stream.errors import UsageError
-from ast_stream.settings.schema import CascadeSettings
+from ast_stream.settings.model import CascadeSettings
 from ast_stream.units import parse_time
 
 MOMENT = "A time (2026-11-20T10:00:00Z), or how long ago (24h, 7d)"

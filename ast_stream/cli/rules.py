@@ -45,15 +45,11 @@ from ast_stream.history.export import in_order
 from ast_stream.history.records import EventQuery
 from ast_stream.labels import problem_with_labels
 from ast_stream.settings.alerts import AlertSettings
+from ast_stream.settings.detection import DEFAULT_CONFIRM_S, DEFAULT_HOLD_S, DetectionSettings
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import (
-    DEFAULT_CONFIRM_S,
-    DEFAULT_HOLD_S,
-    DetectionSettings,
-    ModelSettings,
-    StreamSettings,
-)
+from ast_stream.settings.model import ModelSettings
 from ast_stream.settings.storage import history_database
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.units import counted, format_time, samples_to_seconds
 
 EXIT_FOUND = 1

@@ -14,7 +14,8 @@ from ast_stream.cli.terminal import ProgressView
 from ast_stream.messages.event import EventMessage
 from ast_stream.sample_clock import SampleClock
 from ast_stream.scanner import OnRead
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import SAMPLE_RATE, seconds_to_ns, seconds_to_samples
 
 MODEL = "backtest"

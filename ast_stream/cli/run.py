@@ -24,7 +24,8 @@ from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.workers import (
     capture_processes,
     capture_settings,

@@ -28,9 +28,10 @@ from ast_stream.labels import printable
 from ast_stream.messages.event import Scores
 from ast_stream.model.loading import load_model
 from ast_stream.runtime.temporary import nameless_file
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import mask
 

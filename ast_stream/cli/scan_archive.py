@@ -25,7 +25,8 @@ from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import UsageError
 from ast_stream.labels import printable
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import counted
 
 if TYPE_CHECKING:

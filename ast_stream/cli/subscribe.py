@@ -28,7 +28,8 @@ from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import feed_endpoint, query_endpoint
-from ast_stream.settings.schema import Settings, StdinSource, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StdinSource, StreamSettings
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.units import NS_PER_SECOND

@@ -35,7 +35,7 @@ from ast_stream.errors import UsageError
 from ast_stream.labels import find_label
 from ast_stream.messages.event import Event
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.settings.schema import CascadeSettings, ModelSettings
+from ast_stream.settings.model import CascadeSettings, ModelSettings
 from ast_stream.units import FRAME_SHIFT, N_MELS, SAMPLE_RATE, seconds_to_samples
 
 N_BANDS = 16  # of eight mel filters each

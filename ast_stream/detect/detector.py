@@ -27,7 +27,7 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import EndReason, Event, Gap, Scores
 from ast_stream.model.fbank import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
 from ast_stream.model.tagger import Awaited, Tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.units import (
     FRAME_LENGTH,
     SAMPLE_RATE,

@@ -17,7 +17,7 @@ from ast_stream.detect.boundaries import OnsetFits, WindowGeometry
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, find_label
 from ast_stream.model.metadata import FrameDecisions, Metadata, StoredOnsetFit
-from ast_stream.settings.schema import (
+from ast_stream.settings.detection import (
     DEFAULT_CONFIRM_S,
     DEFAULT_FRAME_CONFIRM_S,
     DEFAULT_HOLD_S,

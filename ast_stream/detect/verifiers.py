@@ -28,7 +28,7 @@ from ast_stream.detect.second_opinion import Embedding
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Event
 from ast_stream.runtime.files import DamagedFileError, read_bounded, reason_of, replace_file
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import CheckpointError
-from ast_stream.settings.schema import HUB_ID
+from ast_stream.settings.model import HUB_ID
 
 _SMALL_FILES = [
     "config.json",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from ast_stream.model.tagger import Tagger

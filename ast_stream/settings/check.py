@@ -10,14 +10,10 @@ from dataclasses import dataclass, fields
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean, find_label, slug
+from ast_stream.settings.detection import MAX_CONFIRM_HOPS, ClassSettings, DetectionDefaults
 from ast_stream.settings.explain import Path
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.recorder import ALL
-from ast_stream.settings.schema import (
-    MAX_CONFIRM_HOPS,
-    ClassSettings,
-    DetectionDefaults,
-)
 
 
 @dataclass(frozen=True)

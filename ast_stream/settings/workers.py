@@ -13,7 +13,8 @@ from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import metrics_address, runtime_dir
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 
 
 def worker_names(settings: Settings) -> list[str | None]:

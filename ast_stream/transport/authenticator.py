@@ -10,8 +10,8 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import file_version
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.settings.schema import TransportSettings
 from ast_stream.settings.section import Misfit
+from ast_stream.settings.transport import TransportSettings
 from ast_stream.transport.allow_list import AllowedClient, read_allow_list
 from ast_stream.transport.curve import CurveServer
 from ast_stream.transport.keys import (

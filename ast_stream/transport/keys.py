@@ -16,7 +16,7 @@ from pathlib import Path
 from ast_stream.errors import ConfigError, Problem, StartupError, UsageError
 from ast_stream.runtime.credentials import CREDENTIALS
 from ast_stream.runtime.files import DamagedFileError, read_bounded, sync
-from ast_stream.settings.schema import CurveSettings, TransportSettings
+from ast_stream.settings.transport import CurveSettings, TransportSettings
 
 KEY_BYTES = 32
 KEY_CHARACTERS = 40  # of a key in Z85

@@ -21,7 +21,8 @@ from ast_stream.detect.verifiers import event_vector
 from ast_stream.labels import find_label
 from ast_stream.messages.event import Event
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import seconds_to_samples
 from ast_stream.verdicts.reviewed_events import ReviewedEvent
 

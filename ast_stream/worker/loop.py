@@ -25,7 +25,8 @@ from ast_stream.pool.directory import Owner
 from ast_stream.privacy.access import AudioAccess
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.settings.schema import DetectionSettings, PrivacyMode
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.schema import PrivacyMode
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import (
     DeduplicatingPublisher,

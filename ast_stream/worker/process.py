@@ -56,7 +56,8 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.pool import member_name
-from ast_stream.settings.schema import EACH_EVENT, Settings, StreamSettings
+from ast_stream.settings.schema import EACH_EVENT, Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.workers import loaded_of_worker, process_name
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog

@@ -22,7 +22,7 @@ from typing import Any
 
 from ast_stream.alerts.model_facts import model_facts
 from ast_stream.labels import slug
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 START = parse_time("2026-03-23T00:00:00Z")  # the week in which European clocks change

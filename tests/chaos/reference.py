@@ -11,7 +11,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.units import SAMPLE_RATE
 
 _PIECE = 10 * SAMPLE_RATE

@@ -38,7 +38,7 @@ from ast_stream.pool.directory import PoolDirectory
 from ast_stream.pool.membership import Membership, ranked
 from ast_stream.settings.forward import NatsAccess
 from ast_stream.settings.pool import PoolSettings
-from ast_stream.settings.schema import StreamSettings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.transport.sockets import Sockets
 from ast_stream.worker.links import RingLinks
 

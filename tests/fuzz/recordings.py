@@ -20,7 +20,7 @@ from fuzz.mutation import Case
 from ast_stream.audio.containers import BytesFile, _ogg_sum, is_recording, layout_of
 from ast_stream.audio.recording import RecordingReader
 from ast_stream.capture.sources.stdin import StandardInput, container_of, wav_format
-from ast_stream.settings.schema import StdinSource
+from ast_stream.settings.streams import StdinSource
 
 RATE = 8_000
 _SECONDS = 0.5

@@ -24,7 +24,7 @@ from ast_stream.capture import stream as capture_stream
 from ast_stream.capture.process import run_capture
 from ast_stream.capture.sources.base import Source, SourceBlock
 from ast_stream.messages.audio import Pcm16
-from ast_stream.settings import schema
+from ast_stream.settings import streams
 from ast_stream.settings.load import load_settings
 from ast_stream.units import SAMPLE_RATE
 
@@ -240,13 +240,13 @@ def test_a_stream_whose_source_hangs_or_crashes_begins_again_beside_others(
 ) -> None:  # fmt: skip
     go_on = threading.Event()
 
-    def make(settings: schema.Source) -> Source:
-        if isinstance(settings, schema.UrlSource):
+    def make(settings: streams.Source) -> Source:
+        if isinstance(settings, streams.UrlSource):
             return FaultySource(go_on, is_crashing=kind == "crashes")
         return intake.make_source(settings)
 
     monkeypatch.setattr(capture_stream, "make_source", make)
-    monkeypatch.setattr(schema.UrlSource, "longest_step_s", 0.0)
+    monkeypatch.setattr(streams.UrlSource, "longest_step_s", 0.0)
     monkeypatch.setattr(capture_stream, "PROGRESS_LIMIT_S", 0.3)
     monkeypatch.setattr(capture_stream, "_HUNG_GRACE_S", 0.1)
     monkeypatch.setattr(capture_stream, "_AGAIN_S", (0.05, 0.1))

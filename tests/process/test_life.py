@@ -24,7 +24,7 @@ from ast_stream.model import loading
 from ast_stream.model.tagger import Array, Tagger
 from ast_stream.runtime.lifecycle import EXIT_REMOVED
 from ast_stream.settings.load import load_file, load_settings
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.worker import process as worker
 
 ENDLESS = {"type": "scene", "duration_s": 3600}

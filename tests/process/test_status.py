@@ -30,7 +30,8 @@ from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock, RingReply
 from ast_stream.messages.pool import Placement
 from ast_stream.messages.status import Health, StreamState
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 ENDLESS = {"type": "scene", "duration_s": 3600}

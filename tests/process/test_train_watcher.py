@@ -15,7 +15,7 @@ import soundfile
 from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector
 from ast_stream.model.tagger import load_tagger
-from ast_stream.settings.schema import CascadeSettings
+from ast_stream.settings.model import CascadeSettings
 from ast_stream.units import SAMPLE_RATE
 
 REPOSITORY = Path(__file__).parents[2]

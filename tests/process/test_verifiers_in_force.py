@@ -24,7 +24,7 @@ from ast_stream.detect.verifiers import (
 from ast_stream.messages.event import Event
 from ast_stream.model.checkpoint import save_checkpoint
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
 from ast_stream.units import samples_to_seconds
 from ast_stream.verdicts.fitting import Examples, fit_verifier
 

@@ -36,7 +36,7 @@ from ast_stream.pool.directory import PoolDirectory
 from ast_stream.pool.membership import Membership
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
-from ast_stream.settings.schema import StreamSettings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.transport.allow_list import ALL_RIGHTS
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.requester import Requester

@@ -7,7 +7,7 @@ import numpy as np
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
 from ast_stream.evaluation.scoring import ScoredSoundscape, SoundscapeTruth
 from ast_stream.messages.event import EndReason, Event, EventType
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import seconds_to_samples
 

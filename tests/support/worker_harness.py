@@ -40,7 +40,8 @@ from ast_stream.messages.status import STREAM_REMOVED
 from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings, PrivacyMode
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
+from ast_stream.settings.schema import PrivacyMode
 from ast_stream.transport.allow_list import ALL_RIGHTS
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener

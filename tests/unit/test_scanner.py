@@ -23,7 +23,7 @@ from ast_stream.messages.event import Event, Scores
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.scanner import Scanner
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 
 HOP_S = 0.5
 

@@ -16,7 +16,7 @@ from ast_stream.alerts.triggers.same_sound import SameSoundTrigger, too_few
 from ast_stream.labels import did_you_mean, slug
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.schema import StreamSettings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.yaml import Document
 
 

@@ -12,7 +12,7 @@ from ast_stream.audio.pcm import Pcm
 from ast_stream.audio.recording import RecordingAbsentError, RecordingReader
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import AudioError
-from ast_stream.settings.schema import FileSource
+from ast_stream.settings.streams import FileSource
 from ast_stream.units import NS_PER_SECOND
 
 

@@ -31,7 +31,7 @@ from ast_stream.capture.sound_cards import (
 from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.errors import StartupError
 from ast_stream.runtime.background import in_background
-from ast_stream.settings.schema import MAX_CHANNELS, MicrophoneSource
+from ast_stream.settings.streams import MAX_CHANNELS, MicrophoneSource
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.labels import printable
 from ast_stream.runtime.background import in_background
-from ast_stream.settings.schema import FIRST_SOUND_S, UrlSource
+from ast_stream.settings.streams import FIRST_SOUND_S, UrlSource
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 from ast_stream.urls import check_url, mask
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.capture.sources.file import Pace
-from ast_stream.settings.schema import SceneSource
+from ast_stream.settings.streams import SceneSource
 from ast_stream.soundscape.scene import SceneRenderer
 from ast_stream.units import SAMPLE_RATE, samples_to_ns, seconds_to_samples
 

@@ -20,7 +20,7 @@ import numpy as np
 from ast_stream.audio.pcm import Pcm
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import AudioError, ConfigError, Problem
-from ast_stream.settings.schema import MAX_CHANNELS, StdinSource
+from ast_stream.settings.streams import MAX_CHANNELS, StdinSource
 from ast_stream.units import NS_PER_SECOND
 
 logger = logging.getLogger(__name__)

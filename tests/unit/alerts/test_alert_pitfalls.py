@@ -19,7 +19,7 @@ from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.errors import ConfigError
-from ast_stream.settings.schema import StdinSource, StreamSettings
+from ast_stream.settings.streams import StdinSource, StreamSettings
 from ast_stream.units import parse_time
 
 BARK = "alert: bark, match: {class: Bark}, actions: [phone]"

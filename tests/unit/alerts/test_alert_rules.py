@@ -16,7 +16,7 @@ from ast_stream.cli.run import child_specs
 from ast_stream.errors import ConfigError
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.load import load_file
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 
 RULES: dict[str, Any] = {
     "version": 1,

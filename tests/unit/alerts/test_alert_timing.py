@@ -27,8 +27,9 @@ from ast_stream.labels import slug
 from ast_stream.messages.event import Event
 from ast_stream.model.checkpoint import save_checkpoint
 from ast_stream.model.metadata import FrameDecisions, Metadata, StoredOnsetFit
+from ast_stream.settings.detection import DEFAULT_CONFIRM_S, DetectionSettings
 from ast_stream.settings.load import load_file
-from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 DURATION_S = 500.0

@@ -17,7 +17,7 @@ from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.cli.rules import app
 from ast_stream.errors import ConfigError
-from ast_stream.settings.schema import StdinSource, StreamSettings
+from ast_stream.settings.streams import StdinSource, StreamSettings
 from ast_stream.units import format_time
 
 TESTS = """

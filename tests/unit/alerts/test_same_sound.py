@@ -32,7 +32,7 @@ from ast_stream.alerts.triggers.same_sound import REMEMBER_NS, SKEW_NS, occurren
 from ast_stream.errors import ConfigError
 from ast_stream.feed import FeedMessage, SeveralFeeds, Subscriber
 from ast_stream.messages.event import EventMessage
-from ast_stream.settings.schema import StdinSource, StreamSettings
+from ast_stream.settings.streams import StdinSource, StreamSettings
 from ast_stream.units import NS_PER_SECOND
 
 STREAMS = ("porch", "yard", "hall")

@@ -19,7 +19,8 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.tagger import Tagger
 from ast_stream.scanner import Scanner
-from ast_stream.settings.schema import CascadeSettings, DetectionSettings, ModelSettings
+from ast_stream.settings.detection import DetectionSettings
+from ast_stream.settings.model import CascadeSettings, ModelSettings
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.metadata import FrameDecisions, Metadata, PlattScaling
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.detection import DetectionSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import SAMPLE_RATE
 

@@ -18,7 +18,7 @@ from ast_stream.detect.parameters import DecisionParameters, model_facts, resolv
 from ast_stream.errors import CheckpointError
 from ast_stream.messages.event import Event
 from ast_stream.model.metadata import METADATA, Metadata, StoredOnsetFit, read_metadata
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE
 
 WINDOW_S, HOP_S, THRESHOLD = 2.56, 0.5, 0.6

@@ -12,7 +12,7 @@ from source_blocks import MONO0, WALL0, Clock, joined, tone
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.file import FilePlayer, Pace
 from ast_stream.errors import AudioError
-from ast_stream.settings.schema import FileSource
+from ast_stream.settings.streams import FileSource
 
 LOSSY_TOLERANCE = 0.02  # of full scale; vorbis and mp3 at their default quality
 

@@ -23,7 +23,7 @@ from ast_stream.capture.sound_cards import Card, InputDevice, find_cards, find_d
 from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.capture.sources.microphone import BlockQueue, Microphone, list_devices
 from ast_stream.errors import StartupError
-from ast_stream.settings.schema import MicrophoneSource
+from ast_stream.settings.streams import MicrophoneSource
 
 
 def install(

@@ -22,7 +22,7 @@ from ast_stream.capture.sources.network import (
     NetworkStream,
     ffmpeg_options,
 )
-from ast_stream.settings.schema import UrlSource
+from ast_stream.settings.streams import UrlSource
 
 PATIENCE_S = 30.0
 

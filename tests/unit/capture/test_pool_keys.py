@@ -15,7 +15,7 @@ from ast_stream.messages.codec import validate
 from ast_stream.messages.pool import PoolMember
 from ast_stream.pool.membership import Allowed
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import StreamSettings
+from ast_stream.settings.streams import StreamSettings
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import read_public, write_pair
 from ast_stream.transport.sockets import Sockets

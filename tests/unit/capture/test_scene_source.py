@@ -6,7 +6,7 @@ import numpy as np
 
 from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.capture.sources.scene import ScenePlayer
-from ast_stream.settings.schema import SceneSource
+from ast_stream.settings.streams import SceneSource
 from ast_stream.soundscape.scene import generate_scene
 
 

@@ -20,7 +20,7 @@ from source_blocks import MONO0, WALL0, joined
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, ConfigError
-from ast_stream.settings.schema import StdinSource
+from ast_stream.settings.streams import StdinSource
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ast_stream.history.database import History
 from ast_stream.history.score_log import ScoreLog
 from ast_stream.messages.event import Scores16, ScoresHeader
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 from ast_stream.settings.storage import coverage_ledger, history_database, score_log
 from ast_stream.units import format_time, samples_to_ns
 

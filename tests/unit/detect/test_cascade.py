@@ -25,12 +25,8 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import (
-    CascadeSettings,
-    ClassSettings,
-    DetectionDefaults,
-    DetectionSettings,
-)
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.model import CascadeSettings
 from ast_stream.units import SAMPLE_RATE
 
 HOP_S = 0.25

@@ -7,7 +7,7 @@ import pytest
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.model.metadata import Metadata
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
 
 CHECKPOINT = Metadata(confirm_s={"Rain": 3.0})
 

@@ -24,7 +24,7 @@ from ast_stream.detect.parameters import (
     resolve_parameters,
 )
 from ast_stream.model.metadata import StoredOnsetFit
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
 WINDOW_S = 2.56

@@ -14,7 +14,7 @@ from ast_stream.detect.parameters import MAX_RISE_S, FrameSteps, ModelFacts, res
 from ast_stream.detect.state import NEVER
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
 HOP_S, WINDOW_S, RISE_S = 0.25, 2.0, 0.5

@@ -17,7 +17,7 @@ from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE
 
 HOP_S = 0.25

@@ -21,7 +21,7 @@ from ast_stream.detect.state import DetectorState, FrameState
 from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
 STEP = 2_560  # samples of a frame

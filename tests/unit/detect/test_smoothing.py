@@ -23,7 +23,7 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Gap, Scores
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
 
 HOP_S = 0.25
 FACTS = ModelFacts(["Bark", "Rain"], 2.56, [0.5] * 2, [0.5] * 2, [0.5] * 2, [0.1] * 2, [0.75] * 2)

@@ -29,12 +29,8 @@ from ast_stream.detect.verifiers import (
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Event
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import (
-    DetectionDefaults,
-    DetectionSettings,
-    ModelSettings,
-    VerifierSettings,
-)
+from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
+from ast_stream.settings.model import ModelSettings, VerifierSettings
 from ast_stream.units import SAMPLE_RATE
 
 DETECTION = DetectionSettings(

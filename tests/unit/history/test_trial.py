@@ -22,7 +22,7 @@ from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import EventMessage, FeedMessage, Gap, Scores, ScoresHeader
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.sample_clock import SampleClock
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
+from ast_stream.settings.detection import ClassSettings, DetectionDefaults, DetectionSettings
 
 CLOCK = SampleClock.from_start(T0_NS)
 ALWAYS = (T0_NS - 10 * SECOND, T0_NS + 10_000 * SECOND)

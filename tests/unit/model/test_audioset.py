@@ -22,7 +22,7 @@ from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from ast_stream.model.description import describe
 from ast_stream.model.dims import AstDims
 from ast_stream.model.metadata import METADATA, Metadata
-from ast_stream.settings.schema import ModelSettings
+from ast_stream.settings.model import ModelSettings
 
 SLUGS = Path(__file__).parents[2] / "golden" / "audioset_slugs.tsv"
 AUDIOSET = [line.split("\t")[0] for line in SLUGS.read_text("utf-8").splitlines()]

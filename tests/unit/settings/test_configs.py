@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from ast_stream.cli.app import run_command_line
 from ast_stream.settings.load import load_file, load_settings
-from ast_stream.settings.schema import MicrophoneSource, Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.streams import MicrophoneSource, StreamSettings
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DEFAULT = CONFIGS / "default.yaml"

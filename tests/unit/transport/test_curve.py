@@ -19,7 +19,7 @@ from ports import free_ports
 
 from ast_stream.errors import ConfigError, WireError
 from ast_stream.feed import Subscriber
-from ast_stream.settings.schema import CurveSettings, TransportSettings
+from ast_stream.settings.transport import CurveSettings, TransportSettings
 from ast_stream.transport.allow_list import AllowedClient, write_allow_list
 from ast_stream.transport.authenticator import Authenticator
 from ast_stream.transport.curve import CurveServer, make_key

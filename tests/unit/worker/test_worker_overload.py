@@ -13,7 +13,7 @@ from ast_stream.detect import Detector
 from ast_stream.detect.cascade import Cascade
 from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import CascadeSettings
+from ast_stream.settings.model import CascadeSettings
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.worker.overload import CHECK_EVERY_S, NARROW_AFTER_S, OverloadControl
 

@@ -11,22 +11,43 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from ast_stream.machine_clock import Moment
-from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
+from ast_stream.messages.audio import (
+    MAX_BLOCK_SAMPLES,
+    AudioBlock,
+    Pcm16,
+    ReadRequest,
+    RingReply,
+)
 from ast_stream.messages.event import Gap
 from ast_stream.runtime.backoff import Backoff
-from ast_stream.units import ns_to_samples, samples_to_ns, samples_to_seconds, seconds_to_samples
+from ast_stream.units import (
+    SAMPLE_RATE,
+    ns_to_samples,
+    samples_to_ns,
+    samples_to_seconds,
+    seconds_to_samples,
+)
 
 REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence,
 BLOCKS_OF_SILENCE = 1.5  # or later, where blocks are long to save headers
 MISSING_AFTER_S = 2.0
-FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are accepted as they come: better than nothing
+FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are accepted as they come: better than nothing,
+LIVE_ONLY_AFTER_S = 60.0  # later if the ring has answered before, or a process has it
 AWAY_S = 5.0  # without live blocks: the process was stopped, and its ring as silent as the rest
 CHANCES = 4  # requests to the ring of a process that is back, each of them as long as any
 MAX_AHEAD_S = 10.0  # of a live block before the ring: networks deliver in bursts
 CLOCK_SLACK_S = 2.0  # of the wall clock against the monotonic one, across a capture restart
 
 REQUEST_TIMEOUT_S = 0.5  # then the worker asks again, and the answer still counts when it comes
-MAX_UNANSWERED = 8  # requests on one connection, before another one is made
+MAX_UNANSWERED = 8  # requests on one connection, before it may be at fault, but not
+CONNECTION_LASTS_S = 60.0  # for so long if it has brought an answer
+EAGER_S = 12.0  # or twice as long as the last answers took: then each pause is longer than the last
+PAUSE_OF_WAIT = 0.25  # by this part of the time that the oldest request has waited
+MAX_AWAITED = 64  # answers; the oldest are given up
+SLOW_S = 5.0  # an answer that takes longer: what it will bring is not asked for again
+SLOW_AWAITED = 16  # answers of a slow ring, about, where nothing is to be made up for
+LATENESS_LASTS = 10  # how often as long as an answer took it is remembered
+MAX_AHEAD_ASKED = 60 * SAMPLE_RATE
 MIN_PAUSE_S = 0.2
 MAX_PAUSE_S = 1.0  # between requests to a ring that answers but has nothing new
 MAX_BACKOFF_S = 2.0  # to a ring that does not answer
@@ -87,6 +108,8 @@ class Reassembler:
 
     A request that times out is asked again, and its answer counts whenever it comes: a process
     that hardly gets to run may answer each of them late. Answers come in the order of the requests.
+    While none comes, requests become ever rarer, so that few wait for a process that was stopped.
+    Of a ring whose answers take long each request asks for what those before it will not bring.
 
     Silence is what was found when the ring was asked: time in which nobody asked, because the
     worker was stopped or had no room, is not silence.
@@ -97,11 +120,14 @@ class Reassembler:
 
     Attributes:
         needs_new_socket: set by `tick` when so many requests were not answered that the connection
-            may be at fault, until the next `tick`. Their answers do not count any more.
+            may be at fault, until the next `tick`. The answers to them still count, but no more
+            those by the connection before it.
         state, detail: what the ring last said about its source, or why it refused.
         is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
         last_audio_s: when new audio came, or was known to exist, last; None before.
         timeouts: requests that were not answered in time.
+        ring_is_there: a process has the ring, and may answer late; looked at while
+            `may_give_up_ring`.
         waits_for_ring: however long the ring does not answer: set for rings of other boxes, where
             the network may be cut, and whose live blocks come by the same network. Only an answer
             shows silence then.
@@ -110,6 +136,7 @@ class Reassembler:
     def __init__(self, stream: str) -> None:
         self.stream = stream
         self.waits_for_ring = False
+        self.ring_is_there = False
         self.needs_new_socket = False
         self.state = "missing"
         self.detail: str | None = None
@@ -152,6 +179,11 @@ class Reassembler:
     def is_skipping(self) -> bool:
         """Whether the ring is read although there is no room: its audio is given up."""
         return self._is_skipping
+
+    @property
+    def may_give_up_ring(self) -> bool:
+        """Whether so many requests were in vain that live blocks may soon be taken as they come."""
+        return self._requests.failures >= FAILURES_UNTIL_LIVE_ONLY - CHANCES
 
     @property
     def newest(self) -> int:
@@ -215,7 +247,7 @@ class Reassembler:
         block, request_id = reply.block, reply.request_id
         if reply.oldest > reply.next or block.end_sample > reply.next:
             return self.on_refusal("the ring's reply contradicts itself", now_s, request_id)
-        settled = self._requests.settle(request_id)
+        settled = self._requests.settle(request_id, now_s)
         if settled is None:
             return []
         request = settled.request
@@ -232,16 +264,21 @@ class Reassembler:
         if self._is_skipping:
             self._is_skipping = False
             items += self._cursor.skip_to(reply.next, OVERLOAD)
+        if self._requests.is_slow:  # where the ring begins is known before it answers from here
+            items += self._cursor.skip_to(reply.oldest, RING_OVERRUN)
         # only the answer to "from here on" can prove a loss
         is_from_here = request.epoch == self.epoch and (request.start or 0) <= self.position
-        if block.start_sample <= self.position or is_from_here:
+        is_usable = block.start_sample <= self.position or is_from_here
+        if is_usable:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
             items += self._accept(block, block.gap_reason or reason, now_s)
-        if not items:
-            self._note_empty(settled)
+            if not items:
+                self._note_empty(settled)
         # of what was asked twice the second answer says nothing
         is_overtaken = request.start is not None and request.start < self.position
-        self._requests.on_answer(now_s, is_empty=not items and not is_overtaken)
+        is_empty = is_usable and not items and not is_overtaken
+        self._requests.on_answer(now_s, is_empty=is_empty)
+        self._hurry_if_behind(now_s)
         return items
 
     def skip_backlog(self) -> None:
@@ -255,7 +292,7 @@ class Reassembler:
         Args:
             request_id: number of the request; None: of the oldest that is not answered.
         """
-        settled = self._requests.settle(request_id)
+        settled = self._requests.settle(request_id, now_s)
         if settled is None:
             return []
         self.detail = text
@@ -271,14 +308,15 @@ class Reassembler:
         """Note the time, and wait no longer for a request that is not answered."""
         self._last_audio_or_start_s(now_s)
         self.needs_new_socket = False
-        if self._requests.expire(now_s):
+        if self._requests.expire(now_s, is_there=self.ring_is_there):
             self.timeouts += 1
             self._must_verify = True  # the cause of the request may be over, an answer is due
             if not self.waits_for_ring:
                 self._note_silence(self._requests.sent_s + REQUEST_TIMEOUT_S)
-            self.needs_new_socket = self._requests.n_unanswered >= MAX_UNANSWERED
+                self.needs_new_socket = self._requests.is_connection_suspect(now_s)
+            self._hurry_if_behind(now_s)
         if self.needs_new_socket:
-            self._requests.forget()
+            self._requests.on_new_connection()
 
     def on_ring_back(self) -> None:
         """Ask the ring at once: there is a connection to it, which there was not before."""
@@ -295,23 +333,47 @@ class Reassembler:
             return None
         number = self._requests.next_number
         request = ReadRequest(v=1, op="read", stream=self.stream, confirms_end=True, id=number)
+        reach = 0
         if self.epoch is not None and not self._omits_position:
+            start = self._next_start() if self._requests.is_slow else self.position
             # no stop: where the ring has gone beyond it, the reply would bring nothing
-            place = {"epoch": self.epoch, "start": self.position}
-            request = request.model_copy(update=place)
-        self._requests.on_sent(request, now_s)
+            request = request.model_copy(update={"epoch": self.epoch, "start": start})
+            reach = min(start + MAX_BLOCK_SAMPLES, max(start, self._expected_next(now_s)))
+        self._requests.on_sent(request, reach, now_s)
         self._live_next = 0
         return request
 
     @property
     def _is_live_only(self) -> bool:
-        return self._requests.failures >= FAILURES_UNTIL_LIVE_ONLY and not self.waits_for_ring
+        return self._requests.has_given_up and not self.waits_for_ring
+
+    def _expected_next(self, now_s: float) -> int:
+        """Return the index that the next sample of the source has by now, at least."""
+        if not self.is_paced:
+            return self.newest
+        since_s = max(0.0, now_s - self._ring_known_s)
+        return max(self.newest, self._ring_next + seconds_to_samples(since_s))
+
+    def _next_start(self) -> int:
+        """Return the first sample that the answers to come will not bring, as far as expected.
+
+        Where one of them brings less, those after it are of no use, and its rest is asked for.
+        """
+        return min(self._requests.reach(self.epoch, self.position), self.position + MAX_AHEAD_ASKED)
 
     def _is_beyond_ring(self, block: AudioBlock, now_s: float) -> bool:
         """Return whether a live block is of a time that its ring cannot have reached yet."""
         since_s = now_s - self._ring_known_s + MAX_AHEAD_S
         possible = self._ring_next + seconds_to_samples(since_s)
         return self.is_paced and not self._is_live_only and block.end_sample > possible
+
+    def _hurry_if_behind(self, now_s: float) -> None:
+        """Let a slow ring be asked at once for as much as an answer can bring."""
+        if not self._requests.is_slow or self._requests.is_overdue(now_s):
+            return
+        end = min(self.newest, self.position + MAX_AHEAD_ASKED)
+        if end - self._next_start() >= MAX_BLOCK_SAMPLES:
+            self._requests.allow(now_s)
 
     def _has_reason_to_ask(self, now_s: float) -> bool:
         if not self._is_contacted or self._must_verify:
@@ -333,8 +395,7 @@ class Reassembler:
         """
         is_first = self._last_block_s == float("-inf")
         if now_s - self._last_block_s > AWAY_S and (is_first or self._has_answered):
-            most = FAILURES_UNTIL_LIVE_ONLY - CHANCES
-            self._requests.failures = min(self._requests.failures, most)
+            self._requests.give_chances(now_s)
         self._last_block_s = now_s
 
     def _note_length(self, block: AudioBlock) -> None:
@@ -500,43 +561,87 @@ class _Settled:
     is_late: bool
 
 
-class _Requests:
-    """Requests on one connection, one after the other: each is awaited until it times out.
+@dataclass(frozen=True)
+class _Sent:
+    """A request that may still be answered.
 
-    Those that timed out may still be answered. While nothing comes pauses grow; all in seconds.
+    Attributes:
+        reach: the index after the last sample that the answer is expected to bring.
+        connection: number of the connection that it was sent by.
+    """
+
+    request: ReadRequest
+    reach: int
+    sent_s: float
+    connection: int
+
+
+class _Requests:
+    """Requests to a ring, one after the other: each is awaited until it times out.
+
+    Those that timed out may still be answered. While nothing comes pauses grow, without limit
+    once it takes longer than it ever did: a process that was stopped for an hour finds a few dozen
+    requests, and a ring that is later than any before is still read. All in seconds.
 
     Attributes:
         failures: requests without a usable reply in time, since the last one with any.
+        has_given_up: no answer is to be expected any more, as far as is known.
         sent_s: when the last request was sent.
         next_number: of the next request.
     """
 
     def __init__(self) -> None:
         self.failures = 0
+        self.has_given_up = False
         self.sent_s = float("-inf")
         self.next_number = 1
-        self._unanswered: dict[int, tuple[ReadRequest, float]] = {}  # and when it was sent
+        self._unanswered: dict[int, _Sent] = {}
         self._is_awaited = False  # the last of them
         self._not_before_s = float("-inf")
         self._backoff = Backoff(MIN_PAUSE_S, MAX_BACKOFF_S)
+        self._has_answered = False  # the ring, ever
+        self._silent_since_s: float | None = None  # the last answer, or the first request
+        self._lateness_s = 0.0  # how long the slowest of the last answers took,
+        self._late_s = float("-inf")  # and when it came
+        self._connection = 0
+        self._is_proven = False  # that connection has brought an answer
 
     @property
-    def n_unanswered(self) -> int:
-        """Number of requests that may still be answered."""
-        return len(self._unanswered)
+    def is_slow(self) -> bool:
+        """Whether answers take so long that more than one must be awaited to keep up."""
+        return self._lateness_s >= SLOW_S
 
     def is_due(self, now_s: float) -> bool:
         """Return whether a request may be sent now."""
         return not self._is_awaited and now_s >= self._not_before_s
 
-    def on_sent(self, request: ReadRequest, now_s: float) -> None:
+    def is_connection_suspect(self, now_s: float) -> bool:
+        """Return whether so little came by the connection that it may be at fault."""
+        sent = [sent for sent in self._unanswered.values() if sent.connection == self._connection]
+        lasts_s = max(CONNECTION_LASTS_S if self._is_proven else 0.0, 2 * self._lateness_s)
+        return len(sent) >= MAX_UNANSWERED and now_s - sent[0].sent_s >= lasts_s
+
+    def reach(self, epoch: str | None, position: int) -> int:
+        """Return the index up to which answers are to come, one continuing the other."""
+        reach = position
+        for sent in self._unanswered.values():
+            start = sent.request.start
+            if start is not None and sent.request.epoch == epoch and start <= reach:
+                reach = max(reach, sent.reach)
+        return reach
+
+    def on_sent(self, request: ReadRequest, reach: int, now_s: float) -> None:
         """Remember a request; its number is `next_number`."""
-        self._unanswered[self.next_number] = request, now_s
+        if len(self._unanswered) >= MAX_AWAITED:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[self.next_number] = _Sent(request, reach, now_s, self._connection)
         self.next_number += 1
         self.sent_s = now_s
+        if self._silent_since_s is None:
+            self._silent_since_s = now_s
         self._is_awaited = True
 
-    def settle(self, number: int | None) -> _Settled | None:
+    def settle(self, number: int | None, now_s: float) -> _Settled | None:
         """Return the request that is answered; those before it will not be any more.
 
         Args:
@@ -546,46 +651,92 @@ class _Requests:
             number = next(iter(self._unanswered), 0)
         if number not in self._unanswered:
             return None
-        request, sent_s = self._unanswered[number]
+        settled = self._unanswered[number]
         self._unanswered = {
             other: sent for other, sent in self._unanswered.items() if other > number
         }
         is_late = bool(self._unanswered) or not self._is_awaited
         self._is_awaited = self._is_awaited and bool(self._unanswered)
-        return _Settled(request, sent_s, is_late)
+        self._is_proven = self._is_proven or settled.connection == self._connection
+        took_s = now_s - settled.sent_s
+        if took_s >= self._lateness_s or now_s - self._late_s > LATENESS_LASTS * self._lateness_s:
+            self._lateness_s, self._late_s = took_s, now_s
+        return _Settled(settled.request, settled.sent_s, is_late)
 
     def on_answer(self, now_s: float, *, is_empty: bool) -> None:
         """Allow the next request at once, or after a longer pause each time nothing came."""
-        self.failures = 0
+        self.failures, self.has_given_up = 0, False
+        self._has_answered, self._silent_since_s = True, now_s
         if not is_empty:
             self._backoff.reset()
         if not self._unanswered:  # else another answer is about to come
             self._not_before_s = now_s + (self._backoff.next_s(MAX_PAUSE_S) if is_empty else 0.0)
 
-    def on_failure(self, now_s: float) -> None:
-        """Back off after a refusal or a timeout."""
+    def on_failure(self, now_s: float, *, may_answer: bool = False) -> None:
+        """Back off after a refusal or a timeout.
+
+        Args:
+            may_answer: the ring may still answer, for a while.
+        """
         self.failures += 1
         self._not_before_s = now_s + self._backoff.next_s()
+        if self.failures >= FAILURES_UNTIL_LIVE_ONLY:
+            assert self._silent_since_s is not None
+            lasts_s = max(LIVE_ONLY_AFTER_S, 2 * self._lateness_s)
+            self.has_given_up = not may_answer or now_s - self._silent_since_s >= lasts_s
 
-    def expire(self, now_s: float) -> bool:
-        """Wait no longer for the last request if it is too old; return whether it was."""
+    def expire(self, now_s: float, *, is_there: bool) -> bool:
+        """Wait no longer for the last request if it is too old; return whether it was.
+
+        Args:
+            is_there: a process has the ring.
+        """
         if not self._is_awaited or now_s - self.sent_s < REQUEST_TIMEOUT_S:
             return False
         self._is_awaited = False
-        self.on_failure(now_s)
+        self.on_failure(now_s, may_answer=is_there or self._has_answered)
+        pause_s = max(MAX_BACKOFF_S, self._lateness_s / SLOW_AWAITED) if self.is_slow else 0.0
+        if self.is_overdue(now_s):
+            pause_s = PAUSE_OF_WAIT * self._waited_s(now_s)
+        self._not_before_s = max(self._not_before_s, now_s + pause_s)
         return True
 
-    def forget(self) -> None:
-        """Forget requests whose answers cannot come any more."""
-        self._unanswered = {}
-        self._is_awaited = False
+    def is_overdue(self, now_s: float) -> bool:
+        """Return whether an answer is later than any before."""
+        return self._waited_s(now_s) > max(EAGER_S, 2 * self._lateness_s)
+
+    def _waited_s(self, now_s: float) -> float:
+        oldest = next(iter(self._unanswered.values()), None)
+        return 0.0 if oldest is None else now_s - oldest.sent_s
+
+    def on_new_connection(self) -> None:
+        """Send by another connection from now on; of those before it the last one stays open."""
+        self._unanswered = {
+            number: sent
+            for number, sent in self._unanswered.items()
+            if sent.connection == self._connection
+        }
+        self._connection += 1
+        self._is_proven = False
+
+    def give_chances(self, now_s: float) -> None:
+        """Let a ring that may be back show it: allow a request now, and a few more."""
+        self.failures = min(self.failures, FAILURES_UNTIL_LIVE_ONLY - CHANCES)
+        self.has_given_up = False
+        self.allow(now_s)
 
     def begin_again(self) -> None:
         """Allow a request now: no reply to an earlier one can come any more."""
-        self.forget()
+        self._unanswered = {}
+        self._is_awaited = False
         self._not_before_s = float("-inf")
         self._backoff.reset()
 
+    def allow(self, now_s: float) -> None:
+        """Allow the next request as soon as the last one is not awaited."""
+        self._not_before_s = min(self._not_before_s, now_s)
+
     def expedite(self) -> None:
         """Allow the next request soon: the ring has something."""
-        self._not_before_s = min(self._not_before_s, self.sent_s + URGENT_PAUSE_S)
+        if len(self._unanswered) < MAX_UNANSWERED:
+            self._not_before_s = min(self._not_before_s, self.sent_s + URGENT_PAUSE_S)

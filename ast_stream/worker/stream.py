@@ -74,7 +74,11 @@ class StreamConfig:
 
 
 class RingClient:
-    """A DEALER to one ring, connected when first needed and again after `close`."""
+    """A DEALER to one ring, connected when first needed and again after `close`.
+
+    A connection that may be at fault is not closed before the next one has brought an answer: the
+    ring may just be slow.
+    """
 
     def __init__(self, sockets: Sockets, poller: Poller, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -82,6 +86,8 @@ class RingClient:
         self._poller = poller
         self._socket: Socket | None = None
         self._has_asked = False
+        self._former: Socket | None = None  # the connection before, and whether it has asked
+        self._former_has_asked = False
         self._looked_s = float("-inf")
         self._is_there = False
 
@@ -94,10 +100,14 @@ class RingClient:
     def send(self, request: ReadRequest | AckRequest) -> bool:
         """Send a request; return False if it could not go out now.
 
-        A ring accepts acknowledgements from connections that read it: none goes before a read.
+        A ring accepts acknowledgements from connections that read it: none goes before a read. Of
+        two it accepts those of the first, as long as that is open.
         """
-        if isinstance(request, AckRequest) and not self._has_asked:
-            return False
+        if isinstance(request, AckRequest):
+            if self._former is not None and self._former_has_asked:
+                return self._former.send(request.encode())
+            if not self._has_asked:
+                return False
         if self._socket is None:
             self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
             self._poller.add(self._socket)
@@ -107,15 +117,35 @@ class RingClient:
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of a reply, or None."""
-        return None if self._socket is None else self._socket.receive()
+        if self._former is not None and (frames := self._former.receive()) is not None:
+            return frames
+        frames = None if self._socket is None else self._socket.receive()
+        if frames is not None:
+            self._close_former()
+        return frames
+
+    def renew(self) -> None:
+        """Send requests by another connection from now on; the last one stays open for answers."""
+        self._close_former()
+        self._former, self._former_has_asked = self._socket, self._has_asked
+        self._socket, self._has_asked = None, False
 
     def close(self) -> None:
-        """Close the socket: requests on it are not answered any more."""
+        """Close the sockets: requests on them are not answered any more."""
+        self._close_former()
         if self._socket is not None:
-            self._poller.remove(self._socket)
-            self._sockets.forget(self._socket)
+            self._forget(self._socket)
             self._socket = None
             self._has_asked = False
+
+    def _close_former(self) -> None:
+        if self._former is not None:
+            self._forget(self._former)
+            self._former = None
+
+    def _forget(self, socket: Socket) -> None:
+        self._poller.remove(socket)
+        self._sockets.forget(socket)
 
 
 class WorkerStream:
@@ -305,9 +335,11 @@ class WorkerStream:
                 self._waiting += self._reassembler.on_reply(reply, now_s)
         if self._link is not None and not self._link.is_connected:
             return
+        if isinstance(self._ring, RingClient) and self._reassembler.may_give_up_ring:
+            self._reassembler.ring_is_there = self._ring.is_there(now_s)
         self._reassembler.tick(now_s)
-        if self._reassembler.needs_new_socket:
-            self._ring.close()
+        if self._reassembler.needs_new_socket and isinstance(self._ring, RingClient):
+            self._ring.renew()
         is_wanted = self._has_room() or self._reassembler.is_skipping
         if self._reassembler.wants_more(now_s) and is_wanted:
             request = self._reassembler.request(now_s)

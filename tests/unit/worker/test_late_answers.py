@@ -22,7 +22,8 @@ from ast_stream.messages.audio import (
 from ast_stream.messages.event import Gap
 from ast_stream.units import SAMPLE_RATE, samples_to_ns, seconds_to_samples
 from ast_stream.worker.reassembly import (
-    MAX_UNANSWERED,
+    CONNECTION_LASTS_S,
+    MAX_AWAITED,
     Audio,
     Item,
     NewEpoch,
@@ -44,13 +45,18 @@ class SleepyRing:
     """The ring of a capture process that runs for a moment only now and then.
 
     When it runs, it takes what its source gave meanwhile and answers the requests that have come.
-    Its live blocks are all lost. Requests and answers of a connection that was closed are lost.
+    Its live blocks are all lost. Requests and answers of a connection that was closed are lost: of
+    all but the newest and the one before it.
 
     Attributes:
-        is_paced: audio comes in real time.
+        n_answered: requests that were answered.
+
+    Args:
+        pause_s: between the moments in which it runs.
+        way_s: for which requests, and answers, are on their way.
     """
 
-    def __init__(self, pause_s: float, epoch: str = EPOCH) -> None:
+    def __init__(self, pause_s: float, epoch: str = EPOCH, way_s: float = 0.0) -> None:
         self.ring = Ring(90 * SAMPLE_RATE)
         self.server = RingServer(
             "porch",
@@ -63,30 +69,39 @@ class SleepyRing:
         self.asked_s: list[float] = []
         self._pause_s = pause_s
         self._wakes_s = pause_s
-        self._connections: deque[list[bytes]] = deque()
+        self.n_answered = 0
+        self._way_s = way_s
+        self._connection = 0
+        self._requests: deque[tuple[float, int, list[bytes]]] = deque()
+        self._answers: deque[tuple[float, int, list[bytes]]] = deque()
 
     def run(self, now_s: float) -> list[list[bytes]]:
         """Return the answers that are given now."""
-        if now_s < self._wakes_s:
-            return []
-        self._wakes_s += self._pause_s
-        start, end = self.ring.next, seconds_to_samples(now_s)
-        self.ring.write(np.arange(start, end).astype(np.int16), moment(start))
-        answers = []
-        while self._connections:
-            answer = self.server.answer(self._connections.popleft())
-            assert answer is not None
-            answers.append(answer)
-        return answers
+        if now_s >= self._wakes_s:
+            self._wakes_s += self._pause_s
+            start, end = self.ring.next, seconds_to_samples(now_s)
+            self.ring.write(np.arange(start, end).astype(np.int16), moment(start))
+            while self._requests and self._requests[0][0] <= now_s:
+                _, connection, frames = self._requests.popleft()
+                answer = self.server.answer(frames)
+                assert answer is not None
+                self.n_answered += 1
+                self._answers.append((now_s + self._way_s, connection, answer))
+        arrived = []
+        while self._answers and self._answers[0][0] <= now_s:
+            _, connection, answer = self._answers.popleft()
+            if connection >= self._connection - 1:
+                arrived.append(answer)
+        return arrived
 
     def ask(self, request: ReadRequest, now_s: float) -> None:
         """Take a request, for when the process runs again."""
         self.asked_s.append(now_s)
-        self._connections.append(request.encode())
+        self._requests.append((now_s + self._way_s, self._connection, request.encode()))
 
-    def disconnect(self) -> None:
-        """Lose the requests that have come."""
-        self._connections.clear()
+    def connect_again(self) -> None:
+        """Make another connection."""
+        self._connection += 1
 
 
 def turn(reassembler: Reassembler, ring: SleepyRing, now_s: float) -> list[Item]:
@@ -101,7 +116,7 @@ def turn(reassembler: Reassembler, ring: SleepyRing, now_s: float) -> list[Item]
             items += reassembler.on_reply(reply, now_s)
     reassembler.tick(now_s)
     if reassembler.needs_new_socket:
-        ring.disconnect()
+        ring.connect_again()
     request = reassembler.request(now_s)
     if request is not None:
         ring.ask(request, now_s)
@@ -140,17 +155,100 @@ def test_a_ring_that_answers_late_every_time_is_read(pause_s: float, is_of_other
     assert len(ring.asked_s) < 60.0 / min(pause_s, 2.0) * 3
 
 
+def read_for(
+    reassembler: Reassembler, ring: SleepyRing, begin_s: float, end_s: float
+) -> list[Item]:
+    """Return what comes of a ring in a time."""
+    items: list[Item] = []
+    for n_turn in range(round((end_s - begin_s) / TURN_S)):
+        items += turn(reassembler, ring, begin_s + n_turn * TURN_S)
+    return items
+
+
+@pytest.mark.parametrize("is_of_other_box", [False, True])
+@pytest.mark.parametrize(
+    ("pause_s", "way_s"), [(14, 0), (20, 0), (40, 0), (0.1, 8), (0.1, 13), (0.1, 20), (5, 15)]
+)
+def test_a_ring_is_read_however_late_it_answers_as_long_as_it_has_the_audio(
+    pause_s: float, way_s: float, is_of_other_box: bool
+) -> None:
+    reassembler = Reassembler("porch")
+    reassembler.waits_for_ring = is_of_other_box
+    ring = SleepyRing(pause_s, way_s=way_s)
+    lateness_s = pause_s + 2 * way_s
+    items = read_for(reassembler, ring, 0.0, 600.0)
+    assert assert_gapless(items) > (600 - 2 * lateness_s - pause_s) * SAMPLE_RATE
+    assert len(ring.asked_s) < 600
+
+
+def test_a_ring_that_answers_after_minutes_is_still_read() -> None:
+    reassembler = Reassembler("porch")
+    ring = SleepyRing(0.1, way_s=150)
+    items = read_for(reassembler, ring, 0.0, 1500.0)
+    audio = [item for item in items if isinstance(item, Audio)]
+    assert audio[-1].end_sample > (1500 - 2 * 150 - 90) * SAMPLE_RATE
+
+
+def test_a_process_that_was_stopped_for_an_hour_finds_few_requests_and_is_read_at_once() -> None:
+    reassembler = Reassembler("porch")
+    ring = SleepyRing(0.1)
+    read_for(reassembler, ring, 0.0, 60.0)
+    n_before, stop_s = ring.n_answered, 3660.0
+    ring._wakes_s = stop_s
+    read_for(reassembler, ring, 60.0, stop_s)
+    assert ring.n_answered == n_before
+    items = read_for(reassembler, ring, stop_s, stop_s + 5.0)
+    assert ring.n_answered - n_before < 60
+    audio = [item for item in items if isinstance(item, Audio)]
+    assert audio[-1].end_sample > (stop_s + 4) * SAMPLE_RATE
+
+
+def test_a_bounded_number_of_requests_is_remembered_of_a_ring_that_never_answers() -> None:
+    reassembler = contacted()
+    requests = pass_time(reassembler, 0.2, 40_000.0, step_s=1.0)
+    assert len(requests) < MAX_AWAITED
+
+
+def test_live_blocks_after_a_pause_show_that_a_ring_may_be_asked_again() -> None:
+    reassembler = contacted()
+    pass_time(reassembler, 0.2, 4000.0, step_s=1.0)
+    assert reassembler.request(4000.0) is None
+    far = AudioBlock("porch", OTHER, 0, moment(0), np.zeros(BLOCK, np.int16))
+    assert reassembler.on_block(far, 4000.0) == []
+    assert reassembler.request(4000.0) is not None
+
+
+@pytest.mark.parametrize("has_answered", [True, False])
+def test_what_a_late_ring_has_is_not_given_up_for_live_blocks(has_answered: bool) -> None:
+    reassembler = contacted() if has_answered else Reassembler("porch")
+    reassembler.ring_is_there = not has_answered
+    request = asked(reassembler, 0.3)
+    for n_turn in range(50, 1500):  # blocks come, all but the second
+        now_s = n_turn * TURN_S
+        reassembler.tick(now_s)
+        reassembler.request(now_s)
+        if n_turn % 5 == 0:
+            start = n_turn // 5 * BLOCK
+            live = AudioBlock("porch", EPOCH, start, moment(start), np.zeros(BLOCK, np.int16))
+            assert reassembler.on_block(live, now_s) == []
+    items = reassembler.on_reply(answer(request, BLOCK, 20 * BLOCK, 290 * BLOCK, acked=BLOCK), 30.0)
+    assert [item for item in items if isinstance(item, Gap)] == []
+    assert isinstance(items[-1], Audio)
+
+
 def asked(reassembler: Reassembler, now_s: float) -> ReadRequest:
     request = reassembler.request(now_s)
     assert request is not None
     return request
 
 
-def pass_time(reassembler: Reassembler, begin_s: float, end_s: float) -> list[ReadRequest]:
+def pass_time(
+    reassembler: Reassembler, begin_s: float, end_s: float, step_s: float = TURN_S
+) -> list[ReadRequest]:
     """Return what a ring is asked that gives no answer."""
     requests = []
-    for n_turn in range(round((end_s - begin_s) / TURN_S)):
-        now_s = begin_s + n_turn * TURN_S
+    for n_turn in range(round((end_s - begin_s) / step_s)):
+        now_s = begin_s + n_turn * step_s
         reassembler.tick(now_s)
         if (request := reassembler.request(now_s)) is not None:
             requests.append(request)
@@ -174,27 +272,52 @@ def contacted() -> Reassembler:
     return reassembler
 
 
-def test_a_connection_is_kept_until_many_requests_on_it_were_not_answered() -> None:
-    reassembler = contacted()
-    replaced_at: list[int] = []
-    n_turns = round(60 / TURN_S)
-    for n_turn in range(n_turns):
+def new_connections(reassembler: Reassembler, end_s: float) -> list[float]:
+    """Return when a ring that does not answer was to be asked by another connection."""
+    made_s = []
+    for n_turn in range(round(end_s / TURN_S)):
         reassembler.tick(n_turn * TURN_S)
         if reassembler.needs_new_socket:
-            replaced_at.append(reassembler.timeouts)
+            made_s.append(n_turn * TURN_S)
         reassembler.request(n_turn * TURN_S)
-    assert replaced_at == [MAX_UNANSWERED, 2 * MAX_UNANSWERED, 3 * MAX_UNANSWERED]
+    return made_s
 
 
-def test_the_answer_of_an_earlier_connection_is_not_taken_for_one_of_the_next() -> None:
+def test_a_connection_is_suspected_when_many_requests_on_it_were_not_answered() -> None:
+    reassembler = Reassembler("porch")
+    made_s = new_connections(reassembler, 100.0)
+    assert made_s[0] < 15.0
+    assert len(made_s) == 2
+
+
+def test_a_connection_that_has_brought_answers_is_trusted_for_longer() -> None:
+    (made_s,) = new_connections(contacted(), 100.0)
+    assert made_s >= CONNECTION_LASTS_S
+
+
+def test_answers_of_the_last_but_one_connection_count_and_not_those_of_earlier_ones() -> None:
     reassembler = contacted()
-    requests = pass_time(reassembler, 0.2, 60.0)
-    of_first_connection = requests[0]
+    first, *_ = pass_time(reassembler, 0.2, 61.0)
+    reassembler.tick(61.0)
+    requests = [first]
+    n_made = 0
+    for n_turn in range(600):
+        now_s = 61.0 + n_turn
+        reassembler.tick(now_s)
+        if (request := reassembler.request(now_s)) is not None:
+            requests.append(request)
+        n_made += reassembler.needs_new_socket
+        if n_made == 1:
+            kept = requests[-1]
+        if n_made == 2:
+            break
     before = reassembler.position
-    late = answer(of_first_connection, 0, 5 * BLOCK, 5 * BLOCK)
-    assert reassembler.on_reply(late, 60.0) == []
-    assert reassembler.on_refusal("late", 60.0, of_first_connection.id) == []
+    late = answer(first, 0, 5 * BLOCK, 5 * BLOCK)
+    assert reassembler.on_reply(late, now_s) == []
+    assert reassembler.on_refusal("late", now_s, first.id) == []
     assert (reassembler.position, reassembler.detail) == (before, None)
+    assert reassembler.on_reply(answer(kept, BLOCK, 5 * BLOCK, 5 * BLOCK), now_s)
+    assert reassembler.position == 5 * BLOCK
 
 
 def test_answers_after_a_stop_bring_each_sample_once_and_the_next_request_goes_at_once() -> None:

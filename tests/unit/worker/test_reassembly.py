@@ -29,7 +29,7 @@ from ast_stream.messages.event import Gap
 from ast_stream.units import SAMPLE_RATE, samples_to_ns
 from ast_stream.worker.reassembly import (
     CAPTURE_RESTART,
-    FAILURES_UNTIL_LIVE_ONLY,
+    LIVE_ONLY_AFTER_S,
     LOST,
     REQUEST_TIMEOUT_S,
     RING_OVERRUN,
@@ -400,12 +400,12 @@ def test_live_blocks_are_taken_when_the_ring_never_answers() -> None:
     reassembler.on_block(block(4800), 0.1)
     now_s = 0.1
     items: list[Any] = []
-    while not items and now_s < 60:
+    while not items and now_s < 90:
         now_s += TURN_S
         reassembler.tick(now_s)
         reassembler.request(now_s)
         items = reassembler.on_block(block(int(now_s * 100) * BLOCK), now_s)
-    assert reassembler.timeouts == FAILURES_UNTIL_LIVE_ONLY
+    assert now_s > LIVE_ONLY_AFTER_S  # it has answered once
     gap, audio = items
     assert isinstance(gap, Gap)
     assert gap.reason == RING_SILENT
@@ -723,7 +723,7 @@ class World:
         self.cursor += gap.samples
 
 
-DELAYS = st.sampled_from([0, 1, 2, 3, 4, 40, 150])  # of answers; in turns: up to 3 s
+DELAYS = st.sampled_from([0, 1, 2, 3, 4, 40, 150, 400, 1000])  # of answers; in turns: up to 20 s
 STEPS = st.one_of(
     st.tuples(st.just("write"), st.integers(1, 4000), st.booleans()),
     st.tuples(st.just("write"), st.integers(1, 4000), st.just(True)),

@@ -5,19 +5,22 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
-import io
 import logging
 import os
-import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import typer
 
 from ast_stream.cli import RUN_UNTIL_STOPPED, chosen_command
+from ast_stream.cli.standard_streams import (
+    OutputError,
+    ReaderGoneError,
+    drop_output,
+    set_up_standard_streams,
+)
 from ast_stream.errors import (
     AstStreamError,
     CheckpointError,
@@ -40,8 +43,7 @@ from ast_stream.urls import mask
 from ast_stream.version import __version__
 
 PROGRAM = "ast-stream"
-_STDOUT = 1
-_OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
 
 
@@ -130,38 +132,17 @@ COMMANDS = (
 def main() -> None:
     """Run the command line and exit with the matching code."""
     log_what_nobody_catches()
-    _open_what_is_closed()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # halves of characters and what an old locale lacks: written out instead of a crash
-            stream.reconfigure(errors="backslashreplace")
+    set_up_standard_streams()
     die_with_parent()
     hold_hangups()
     code = run_command_line(sys.argv[1:], _imported)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-    except OSError as error:
+    except ReaderGoneError:
+        drop_output()
+    except OutputError as error:
         code = _refuse_output(error)
     sys.exit(code)
-
-
-def _open_what_is_closed() -> None:
-    """Let closed standard streams lead nowhere, as after `>&-` or under an old init.
-
-    The next file or socket would get the number of a closed one, and what is printed would end up
-    in it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:  # the lowest free number is taken, which is this one
-            os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
-            os.set_inheritable(number, True)
-            if name != "stdin":  # that nothing can be read is said by whoever would read it
-                stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
-                setattr(sys, name, stream)
 
 
 def run_command_line(
@@ -172,23 +153,26 @@ def run_command_line(
     Args:
         imported: called with the command's name when its module is there.
     """
-    was_dropped = _is_dropped()
     try:
         app = typer.main.get_command(build_app(args))
         imported(chosen_command(args))
         app(args=list(args), prog_name=PROGRAM)
     except SystemExit as stop:  # how typer ends: help, usage errors, typer.Exit
-        return _after_exit(stop, was_dropped)
+        return _after_exit(stop)
     except AstStreamError as error:
         _say(error)
         return exit_code(error)
     except KeyboardInterrupt:  # before typer was there to take it
         return EXIT_INTERRUPTED
+    except OutputError as error:
+        return _refuse_output(error)
     except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT_IS_FULL:
+        if error.errno not in _DISK_IS_FULL:
             _crash(error)
             return EXIT_CRASH
-        return _refuse_output(error)
+        where = "a file" if error.filename is None else os.fspath(error.filename)
+        _say(AstStreamError(f"{where} cannot be written: {error.strerror}"))
+        return EXIT_CRASH
     except Exception as error:
         _crash(error)
         return EXIT_CRASH
@@ -202,10 +186,11 @@ def _imported(command: str | None) -> None:
         raise_on_signals()
 
 
-def _refuse_output(error: OSError) -> int:
+def _refuse_output(error: OutputError) -> int:
     """Say that standard output takes no more, and leave nothing for Python to write at exit."""
-    _drop_output()
-    _say(AstStreamError(f"cannot write the output: {error.strerror}"))
+    drop_output()
+    why = "it is closed" if error.errno == errno.EBADF else error.strerror
+    _say(AstStreamError(f"cannot write the output: {why}"))
     return EXIT_CRASH
 
 
@@ -266,38 +251,17 @@ def _load(target: str) -> Callable[..., Any] | typer.Typer:
     return loaded
 
 
-def _after_exit(stop: SystemExit, was_dropped: bool) -> int:
-    """Return the code of a SystemExit; typer makes one of every broken pipe, also of our own.
-
-    Args:
-        was_dropped: the output went nowhere before the command began; where it does only now, rich
-            has seen that the reader is gone.
-    """
+def _after_exit(stop: SystemExit) -> int:
+    """Return the code of a SystemExit; typer and rich make one of every broken pipe."""
     code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
-    if not isinstance(stop.__context__, BrokenPipeError):
-        return code
-    if not _reader_is_gone() and _is_dropped() == was_dropped:
-        _crash(stop.__context__)
-        return EXIT_CRASH
-    _drop_output()  # `ast-stream subscribe | head` has what it wanted
-    return 0
-
-
-def _drop_output() -> None:
-    """Let what is still buffered go nowhere: flushing it at exit would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_dropped() -> bool:
-    with suppress(OSError):  # closed
-        return os.path.samestat(os.fstat(_STDOUT), os.stat(os.devnull))
-    return False
-
-
-def _reader_is_gone() -> bool:
-    poller = select.poll()
-    poller.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(flags & select.POLLERR for _, flags in poller.poll(0))
+    match stop.__context__:
+        case ReaderGoneError():
+            drop_output()  # `ast-stream subscribe | head` has what it wanted
+            return 0
+        case BrokenPipeError() as error:
+            _crash(error)
+            return EXIT_CRASH
+    return code
 
 
 def _say(error: AstStreamError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line, say
+from ast_stream.cli.standard_streams import reader_is_gone
 from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
 from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
@@ -148,7 +148,7 @@ def _follow(
     stop: threading.Event,
 ) -> None:
     n_shown = 0
-    while not stop.is_set() and n_shown != count and not _output_is_closed():
+    while not stop.is_set() and n_shown != count and not reader_is_gone():  # events are rare
         item = reader.receive(_POLL_S)
         waiting.update(reader)
         if item is not None:
@@ -173,13 +173,6 @@ class _Waiting:
         elif not self._has_said and now_s - self._since_s >= SAY_WAITING_AFTER_S:
             print(f"waiting for a publisher at {self._endpoint}", file=sys.stderr)
             self._has_said = True
-
-
-def _output_is_closed() -> bool:
-    """Return whether the reader of our output is gone, without writing: events are rare."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(flags & select.POLLERR for _, flags in poll.poll(0))
 
 
 def _warn_if_unknown(what: str, name: str, known: Sequence[str]) -> None:

@@ -34,9 +34,11 @@ SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent d
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
 _BEGAN_AGAIN = "AST_STREAM_BEGAN_AGAIN"  # "1": the watchdog was told to be patient
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# in this order: whoever sees that SIGTERM is handled knows that the others are
+_STOPPING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 STATUS_EVERY_S = 1.0
+_ROOM_S = 2.0  # for a service manager to take what it has been sent before
 
 
 def raise_on_signals() -> None:
@@ -145,17 +147,20 @@ def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Send `message`, e.g. "READY=1", to the service manager; return False if none listens.
 
     See sd_notify(3); several assignments are joined by newlines. `Notifier` knows when which of
-    them is due.
+    them is due. What is said again and again is left out while the socket is full; for what is
+    said once, such as "READY=1", room is waited for: a manager that is busy holds few messages.
     """
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return False
     if address.startswith("@"):  # an abstract socket has no file
         address = "\0" + address[1:]
+    is_said_again = message.startswith(("WATCHDOG=1", "STATUS="))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
-            sender.sendto(message.encode(), address)
+            sender.settimeout(0.0 if is_said_again else _ROOM_S)
+            sender.connect(address)
+            sender.send(message.encode())
     except OSError:
         return False
     return True

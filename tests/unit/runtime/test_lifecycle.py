@@ -17,7 +17,7 @@ from ast_stream.runtime import lifecycle
 from ast_stream.runtime import logging as logging_setup
 from ast_stream.runtime.logging import LOG_FORMAT, foreign_line, line_format, setup_logging
 
-LIMIT_S = 20  # of what happens at once
+LIMIT_S = 60  # of what happens at once
 
 
 def log_lines(format: str, **extra: object) -> list[str]:
@@ -126,6 +126,24 @@ def test_service_manager_is_notified(socket_dir: Path, is_abstract: bool) -> Non
 def test_without_a_service_manager_nothing_happens(tmp_path: Path) -> None:
     assert not lifecycle.notify("READY=1", {})
     assert not lifecycle.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})
+
+
+def test_what_is_said_once_waits_for_room_and_what_is_said_again_does_not(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "_ROOM_S", LIMIT_S)
+    environ = {"NOTIFY_SOCKET": str(socket_dir / "notify")}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(environ["NOTIFY_SOCKET"])
+        n_waiting = 0
+        while lifecycle.notify("WATCHDOG=1", environ):
+            n_waiting += 1
+        assert not lifecycle.notify("STATUS=listening", environ)
+        thread = threading.Thread(target=lifecycle.notify, args=("READY=1", environ))
+        thread.start()
+        taken = [manager.recv(100) for _ in range(n_waiting + 1)]
+        thread.join()
+    assert taken[-1] == b"READY=1"
 
 
 def test_watchdog_is_due_at_half_its_limit_and_only_for_the_process_it_names() -> None:

@@ -21,12 +21,16 @@ from ast_stream.units import format_time
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def first_line(command: list[str | Path], worker: Worker) -> str:
-    """Run a subscriber while barks are published, and return the first line that it prints."""
+def first_line(command: list[str | Path], worker: Worker, *, ends: bool = False) -> str:
+    """Run a subscriber while barks are published, and return the first line that it prints.
+
+    Args:
+        ends: it ends by itself then, which is waited for; else it is killed.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
@@ -34,6 +38,7 @@ def first_line(command: list[str | Path], worker: Worker) -> str:
         for n in range(round(PATIENCE_S * 20)):
             worker.publish(event(n))
             if line := process.stdout.readline():
+                assert not ends or process.wait(PATIENCE_S) == 0
                 return line
             time.sleep(0.05)
         raise AssertionError("nothing was printed")
@@ -50,7 +55,9 @@ def test_python_subscriber_prints_events_and_remembers_its_position(socket_dir: 
     command: list[str | Path] = [sys.executable, EXAMPLES / "subscriber.py", endpoint]
     try:
         line = first_line(
-            [*command, "--class", "bark", "--position", position, "--count", "1"], worker
+            [*command, "--class", "bark", "--position", position, "--count", "1"],
+            worker,
+            ends=True,  # the position is written behind the line
         )
     finally:
         worker.close()

@@ -16,7 +16,7 @@ _claims: list[int] = []
 
 
 def free_ports(n: int = 1) -> int:
-    """Return the first of `n` (at most 4) consecutive ports that nobody uses, nor will in a test."""
+    """Return the first of `n` (at most 4) consecutive ports that nobody uses, nor will soon."""
     for block in itertools.islice(_blocks, _N_BLOCKS):
         first = _PORTS[block % _N_BLOCKS * _BLOCK]
         if _is_claimed(first) and all(map(_is_free, range(first, first + n))):

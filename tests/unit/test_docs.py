@@ -32,7 +32,7 @@ NEAR = ("CONTRIBUTING.md", "SECURITY.md")
 PAGES = (README, *map(ROOT.joinpath, NEAR), *sorted(ROOT.glob("docs/**/*.md")))
 WRITTEN = tuple(page for page in PAGES if make_reference.MARK not in page.read_text())
 PROTOCOL = (ROOT / "docs/reference/protocol.md").read_text()
-LIMIT_S = 30
+LIMIT_S = 60
 MAX_README_LINES = 200
 # of the README: what needs no device, service or root, on files that the test makes
 RUN = ("scan night.flac", "rules check", "rules test", "rules backtest")

@@ -9,7 +9,7 @@ from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.report import HeartbeatThread
 from ast_stream.settings.alerts import AlertSettings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NOW_NS = 1_800_000_000_000_000_000
 
 

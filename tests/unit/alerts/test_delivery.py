@@ -22,7 +22,7 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.store import Store
 from ast_stream.messages.alert import Severity
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Receiver(ActionRunner):

@@ -129,6 +129,7 @@ def test_what_is_published_after_the_start_is_not_waited_for(tmp_path: Path) -> 
     source = Numbers(None, 0)
     source.since_ns = time.time_ns() + 10**12
     with nats_server(tmp_path) as server, sending(tmp_path, server, source) as sender:
+        wait_for(lambda: sender.error is None, "the connection")
 
         def publishes_until_sent() -> bool:
             source.n_messages += 1  # it never pauses

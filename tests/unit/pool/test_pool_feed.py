@@ -16,6 +16,7 @@ from ast_stream.messages.status import Health
 from ast_stream.pool.feed import FeedAddress, PoolFeed
 
 LONG_S = 60.0
+TOPICS = ("event/", "gap/", "health/", "status/")
 
 
 class Members:
@@ -50,9 +51,7 @@ class Pool:
         self.stands_still = False
         self.feed = PoolFeed(
             self.members,
-            lambda address, after: Subscriber(
-                address.feed, topics=("event/", "gap/", "health/"), after=after or "oldest"
-            ),
+            lambda address, after: Subscriber(address.feed, topics=TOPICS, after=after or "oldest"),
             {},
             now_s=lambda: self.now_s,
         )
@@ -69,6 +68,13 @@ class Pool:
         item = self.feed.receive(0.0)
         assert item is None or isinstance(item, FeedMessage)
         return item
+
+    def hear_status(self, n_workers: int) -> None:
+        """Read on until a status of each has come: before, silence says nothing of a worker."""
+        boots: set[str] = set()
+        while len(boots) < n_workers:
+            (message,) = self.messages("status", 1)
+            boots.add(message.body["boot"])
 
     def events(self, n_events: int) -> list[str]:
         return [one.body["id"] for one in self.messages("event", n_events)]
@@ -127,6 +133,7 @@ def test_a_dead_worker_and_one_that_has_left_do_not_make_the_pool_silent(pool: P
     one.publish(event(1))
     two.publish(event(2))
     assert len(pool.events(2)) == 2
+    pool.hear_status(2)
     assert pool.feed.is_publisher_there
     pool.workers.pop("two").close()
     wait_until(pool, lambda: not pool.feed.is_publisher_there)
@@ -166,6 +173,7 @@ def test_a_stream_is_asked_about_where_it_is_and_nowhere_while_its_worker_is_sil
     assert holder(pool) == "one"
     assert "degraded" in states(pool, "degraded", (two, health(changes=1, state="degraded")))
     assert holder(pool) == "two"
+    pool.hear_status(2)
     pool.workers.pop("two").close()
     wait_until(pool, lambda: holder(pool) is None)
 

@@ -16,7 +16,7 @@ from ast_stream.runtime import supervisor
 from ast_stream.runtime.lifecycle import child_environment
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +235,12 @@ def test_program_that_cannot_be_started_is_tried_again(
     shown: tuple[LineForwarder, StringIO], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = tmp_path / "program"
-    threading.Timer(0.1, lambda: make_program(program)).start()
+
+    def make_late() -> None:
+        wait_until(lambda: "capture a cannot be started" in caplog.text)
+        make_program(program)
+
+    threading.Thread(target=make_late).start()
     specs = [
         python("worker", WAITS, is_core=True),
         ChildSpec("capture a", (str(program),), can_finish=True),

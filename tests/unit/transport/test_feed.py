@@ -29,7 +29,7 @@ from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.reader import FeedOrder
 from ast_stream.transport.requester import Requester
 
-LONG_S = 20.0  # only a failing test waits as long
+LONG_S = 60.0  # only a failing test waits as long
 
 
 class Wire:

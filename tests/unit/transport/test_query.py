@@ -43,6 +43,7 @@ from ast_stream.transport.zmtp import GREETING, encode_message
 from ast_stream.units import SAMPLE_RATE, format_time
 
 START_NS = 1_700_000_000_000_000_000
+TURNS = 5000  # only a failing test takes as many
 
 
 class Publisher:
@@ -251,7 +252,7 @@ def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) ->
     for envelope in ([], [b""]):
         dealer.send([*envelope, *PingQuery().encode()])
         answer = None
-        for _ in range(200):
+        for _ in range(TURNS):
             queries.serve()
             if (answer := dealer.receive(10)) is not None:
                 break
@@ -338,7 +339,7 @@ def test_one_turn_answers_a_bounded_number(sockets: Sockets, socket_dir: Path) -
     for _ in range(3 * ANSWERS_A_TURN):
         assert dealer.send(PingQuery().encode())
     turns = []
-    for _ in range(500):
+    for _ in range(TURNS):
         turns.append(queries.serve())
         if sum(turns) == 3 * ANSWERS_A_TURN:
             break
@@ -365,7 +366,7 @@ def test_a_client_that_never_reads_does_not_stop_the_others(
     dealer = sockets.connect("dealer", endpoint, 64)
     dealer.send(PingQuery().encode())
     answer = None
-    for _ in range(200):
+    for _ in range(TURNS):
         queries.serve()
         if (answer := dealer.receive(10)) is not None:
             break

@@ -12,7 +12,7 @@ from feed_worker import Worker, event
 
 from ast_stream.feed import FeedMessage, Position, SeveralFeeds, Subscriber
 
-LONG_S = 20.0
+LONG_S = 60.0
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def workers(socket_dir: Path) -> Iterator[dict[str, Worker]]:
 def feeds(folder: Path, after: dict[str, Position] | None = None) -> SeveralFeeds:
     def reader(name: str) -> Subscriber:
         known: Any = "oldest" if after is None else after[name]
-        return Subscriber(f"ipc://{folder}/{name}/feed.sock", after=known)
+        topics = ["event/", "status/"]
+        return Subscriber(f"ipc://{folder}/{name}/feed.sock", topics=topics, after=known)
 
     return SeveralFeeds({name: reader(name) for name in ("one", "two")})
 
@@ -42,6 +43,15 @@ def ids(reader: SeveralFeeds, n_events: int) -> list[str]:
         if isinstance(item, FeedMessage) and item.kind == "event":
             found.append(item.body["id"])
     return found
+
+
+def hear_status(reader: SeveralFeeds, *boots: str) -> None:
+    """Read on until a status of each has come: before, silence says nothing of a publisher."""
+    heard: set[str] = set()
+    while not heard >= set(boots):
+        item = reader.receive(LONG_S)
+        assert isinstance(item, FeedMessage)
+        heard |= {item.body["boot"]} if item.kind == "status" else set()
 
 
 def test_what_waits_on_several_feeds_comes_in_the_order_of_publishing(
@@ -76,6 +86,7 @@ def test_no_publisher_is_there_unless_all_are(workers: dict[str, Worker], socket
         workers["one"].publish(event(1))
         workers["two"].publish(event(2))
         assert len(ids(reader, 2)) == 2
+        hear_status(reader, "boot-one", "boot-two")
         assert reader.is_publisher_there
         workers.pop("two").close()
         end_s = time.monotonic() + LONG_S

@@ -21,7 +21,7 @@ from ast_stream.transport.sockets import (
     Sockets,
 )
 
-WAIT_MS = 5000  # a limit, not a duration: messages come at once
+WAIT_MS = 60_000  # a limit, not a duration: messages come at once
 
 
 @pytest.fixture

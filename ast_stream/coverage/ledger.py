@@ -168,6 +168,10 @@ class CoverageLedger:
             self._close(before)
         self._open[part.stream] = part
 
+    def stop(self, stream: str, epoch: str) -> int:
+        """Return the sample up to which an epoch is accounted for."""
+        return self._accounted.stop((stream, epoch))
+
     def save(self, *, at_once: bool = False) -> None:
         """Protect what was added from a kill, and what is in the log from a power cut.
 

@@ -134,6 +134,10 @@ class Accounted:
     def __init__(self) -> None:
         self._stops: dict[Epoch, int] = {}
 
+    def stop(self, of_epoch: Epoch) -> int:
+        """Return the sample up to which an epoch is accounted for; 0: nothing is known of it."""
+        return self._stops.get(of_epoch, 0)
+
     def new_part(self, span: Span) -> Span | None:
         """Return what of a span is not accounted for yet, and count it; None: nothing."""
         stop = self._stops.get(span.of_epoch, 0)

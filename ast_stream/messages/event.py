@@ -149,6 +149,10 @@ class Gap:
         """Sample after the last lost one."""
         return self.start_sample + self.samples
 
+    def between(self, start: int, stop: int) -> Gap:
+        """Return the gap with other ends; of no samples if `stop` is not behind `start`."""
+        return replace(self, start_sample=start, samples=max(0, stop - start))
+
     def divided(self, known: Iterable[Gap]) -> Iterator[tuple[Gap, bool]]:
         """Yield the parts of this gap in order, and whether each lies in one of `known`.
 

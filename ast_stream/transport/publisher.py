@@ -278,6 +278,15 @@ class DeduplicatingPublisher:
         known = self._published_of(gap.stream, gap.epoch).gaps
         return [part for part, _ in gap.divided(known)]
 
+    def as_long_as_known(self, gap: Gap) -> Gap:
+        """Return the gap behind the end of an epoch, as long as an earlier run published it.
+
+        Clocks tell how long it is, and say something else each time they are asked.
+        """
+        known = self._published_of(gap.stream, gap.epoch).gaps
+        stops = [known_gap.stop_sample for known_gap in known if known_gap.reason == gap.reason]
+        return gap.between(gap.start_sample, max([gap.stop_sample, *stops]))
+
     def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
         """Publish the scores of one window, if anybody subscribes to them."""
         if not self.has_reader("scores", scores.stream):

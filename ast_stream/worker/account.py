@@ -32,6 +32,10 @@ class StreamAccount:
         if gap.samples > 0:
             self._gaps.append(gap)
 
+    def stop(self, stream: str, epoch: str) -> int:
+        """Return the sample up to which an epoch is accounted for, by earlier runs as well."""
+        return self._ledger.stop(stream, epoch)
+
     def add_run(self, run: HopRun, clock: SampleClock) -> None:
         """Account for a run of hops, and for the gaps in it."""
         start = run.start

@@ -416,7 +416,8 @@ class Worker:
         """Publish and account for all audio up to here, then journal and acknowledge it.
 
         In this order: a run that resumes from the journal finds nothing before it unaccounted for,
-        and no power cut takes events of which the audio is not asked for again.
+        and no power cut takes events of which the audio is not asked for again. A kill in between
+        leaves a ledger that is ahead of the journal: what it has is not lost a second time.
         """
         self._detector.settle_runs()
         self._ledger.save(at_once=is_last)

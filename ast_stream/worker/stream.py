@@ -40,7 +40,7 @@ from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.links import RingLink
 from ast_stream.worker.overload import CAUGHT_UP_S
-from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
+from ast_stream.worker.reassembly import CAPTURE_RESTART, Audio, Ended, Item, NewEpoch, Reassembler
 from ast_stream.worker.recent_losses import RecentLosses
 from ast_stream.worker.spectrogram import LiveSpectrogram
 
@@ -229,6 +229,8 @@ class WorkerStream:
         self._is_lost = False  # no audio for so long that its events were ended
         self._left_at: int | None = None  # first sample that existed after `leave`
         self._resume_from = self._journalled = record
+        # what is before it is accounted for already: no gap that is found now has that
+        self._known_before = 0
         self._acked = 0
         self._ended_at: int | None = None  # all is decided: the source ended here
         self._is_end_acked = False  # and the ring knows it
@@ -733,20 +735,24 @@ class WorkerStream:
         if not self._is_ending:
             record = self._resume_from
             if record is not None and gap.epoch == record.epoch:
+                if gap.reason == CAPTURE_RESTART:
+                    self._publisher.begin_epoch(self.name, record.epoch, record.position)
+                    gap = self._publisher.as_long_as_known(gap)
                 # audio decided before the restart was requested again only to fill the window
-                lost = gap.start_sample + gap.samples - record.position
-                if lost <= 0:
+                if gap.stop_sample <= record.position:
                     return True
-                self._resume(record, record.position)
-                gap = Gap(gap.stream, gap.epoch, record.position, lost, gap.reason)
+                self._resume_before(gap, record)
             if self.is_open and self._detector.room(self.name) < LONGEST_SILENT_HOLE:
                 return False
-            self._publish_gap(gap)
+            first = max(gap.start_sample, self._known_before)
+            lost = gap.between(first, gap.stop_sample)
+            self._publish_gap(lost)
             if not self.is_open or gap.epoch != self.epoch:
                 return True
-            for part in self._publisher.as_published(gap):
+            for part in self._publisher.as_published(lost):
                 self._account.expect(part)
-            self._detector.begin_gap(gap)
+            received = self._detector.received(self.name)
+            self._detector.begin_gap(gap.between(received, gap.stop_sample))
             self._is_ending = True
         if self._detector.is_ending(self.name):
             return False
@@ -773,7 +779,9 @@ class WorkerStream:
         if start > 0:
             self._publisher.end_orphans(self.name, of_epoch=epoch)
         logger.info("stream %s: epoch %s from sample %d", self.name, epoch[:8], start)
+        is_new = epoch != self.epoch  # else what led here was none of its audio
         self._begin_epoch(epoch, start, SampleClock())
+        self._known_before = self._known_in(epoch) if is_new else 0
         self._publisher.begin_epoch(self.name, epoch, start)
         self._detector.open(self.name, epoch, start)
         return True
@@ -808,6 +816,7 @@ class WorkerStream:
     def _resume(self, record: StreamRecord, start: int) -> None:
         """Open the epoch that the journal knows; audio comes from `start` on."""
         self._begin_epoch(record.epoch, start, record.sample_clock())
+        self._known_before = max(record.position, self._known_in(record.epoch))
         self._levels_after = record.position
         self._detector.resume(self.name, record.epoch, start, record.detector)
         if self._link is not None:
@@ -821,6 +830,24 @@ class WorkerStream:
         self._publisher.begin_epoch(self.name, record.epoch, record.position)
         self._publisher.continue_events(self._detector.open_events(self.name))
         logger.info("stream %s: resumed at sample %d", self.name, record.position)
+
+    def _known_in(self, epoch: str) -> int:
+        """Return up to where an earlier run, or another worker, has accounted for an epoch."""
+        known = self._account.stop(self.name, epoch)
+        if self._link is not None and self._link.hello.epoch == epoch:
+            known = max(known, self._link.hello.acked)
+        return known
+
+    def _resume_before(self, gap: Gap, record: StreamRecord) -> None:
+        """Open the epoch that the journal knows, of which nothing is left before a gap.
+
+        The run that was killed may have accounted for more than it has journalled, and what was
+        heard is not lost: events that are open end there.
+        """
+        known = max(record.position, self._known_in(record.epoch))
+        # a hole that becomes silence lets events go on, of which nobody knows the rest
+        is_long = gap.stop_sample - known > LONGEST_SILENT_HOLE
+        self._resume(record, known if is_long else record.position)
 
     def _end_orphans_of_others(self, than: str | None) -> None:
         """End what an earlier run left open in other epochs; in a pool it is asked who ends it."""
@@ -838,6 +865,7 @@ class WorkerStream:
         if self._speech is not None:
             self._speech.restart(start_sample)
         self._resume_from = None
+        self._known_before = 0
         self._acked = 0
         self._ended_at = None
         self._is_end_acked = self.has_just_ended = False

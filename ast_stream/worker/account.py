@@ -27,6 +27,11 @@ class StreamAccount:
         """Forget the gaps ahead: another epoch begins."""
         self._gaps.clear()
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a gap waits for its turn."""
+        return bool(self._gaps)
+
     def expect(self, gap: Gap) -> None:
         """Note a gap that the detector will come to."""
         if gap.samples > 0:

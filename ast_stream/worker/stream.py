@@ -530,14 +530,19 @@ class WorkerStream:
     @property
     def can_be_dropped(self) -> bool:
         """Whether the next record says all that another worker must know."""
-        return not self._is_ending
+        return not self._is_unsettled
+
+    @property
+    def _is_unsettled(self) -> bool:
+        """Whether something is in progress that a later run has to do again, or to account for."""
+        return self._is_ending or (self._account.has_gaps and not self._clock.anchors)
 
     @property
     def position(self) -> int | None:
         """Samples before this index are decided; None while that cannot be journalled."""
         if self._ended_at is not None:
             return self._ended_at
-        if not self.is_open or self._is_ending:
+        if not self.is_open or self._is_unsettled:
             return None
         return self._detector.position(self.name)
 
@@ -548,7 +553,7 @@ class WorkerStream:
             return known if known is not None and known.epoch == self.epoch else None
         if not self.is_open or self.epoch is None:
             return self._resume_from
-        if not self._is_ending:  # else windows beyond the audio are in progress: redone on resume
+        if not self._is_unsettled:  # else windows beyond the audio are in progress, for example
             state = self._detector.export(self.name)
             self._journalled = StreamRecord.of(self.epoch, state, self._clock)
         return self._journalled
@@ -705,7 +710,10 @@ class WorkerStream:
         if self._is_lost:
             logger.info("stream %s: audio is back", self.name)
             self._is_lost = False
+        is_first = not self._clock.anchors
         self._clock.observe(audio.start_sample, audio.moment)
+        if is_first:  # of the gaps before it the time was not known
+            self._account.add_gaps(self._detector.position(self.name), self._clock)
         self._history.append_silence(audio.start_sample - self._history.end)
         self._history.append(audio.pcm)
         if self._speech is not None:

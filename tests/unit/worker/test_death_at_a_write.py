@@ -347,3 +347,22 @@ def test_capture_that_dies_while_its_ring_fills_a_window_again_costs_nothing_dec
         assert_agreeing(left)
         assert left.published[0] == (0, 4 * SAMPLE_RATE, 4 * SAMPLE_RATE + n_hole, "overflow")
         assert left.published[1][1] >= n_heard
+
+
+def test_gap_before_any_audio_is_in_the_ledger_once_it_is_behind_the_journal(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        epochs = [box.capture().epoch]
+        box.capture().ring.skip(3 * HOP, "overflow")
+        box.start_worker("mic")
+        play(box, pcm[:BLOCK])
+        box.tick(2)
+        box.tick(seconds=1.1)  # journalled, before a window has an end
+        box.kill_worker()
+        box.start_worker("mic")
+        play(box, pcm[BLOCK : 3 * SAMPLE_RATE])
+        left = left_of(box, epochs)
+        assert_agreeing(left)
+        assert left.published == [(0, 0, 3 * HOP, "overflow")]

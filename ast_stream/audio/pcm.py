@@ -1,4 +1,4 @@
-"""PCM in memory: any rate and channel count to mono at 16 kHz, and the newest samples kept.
+"""PCM in memory: conversion of any rate and channel count to mono at 16 kHz, circular buffers.
 
 The conversion is the same for every source: channels are averaged, or one is selected, before
 soxr's HQ converter, whose streamed output equals its one-shot output. The other ways differ:
@@ -285,6 +285,76 @@ class SampleBuffer:
         place = start % self.capacity
         head = self._pcm[place : place + end - start]
         return start, np.concatenate([head, self._pcm[: end - start - len(head)]])
+
+
+class SlotBuffers:
+    """The newest samples of many streams: a circular buffer for each slot.
+
+    Samples are addressed by absolute index. Those from `first` of a slot on are still needed; a
+    write that would overwrite one of them is refused.
+
+    Args:
+        capacity: samples kept for each slot.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._buffer: npt.NDArray[np.int16] = np.zeros((0, capacity), np.int16)
+        self._first: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        grown = np.zeros((n_slots, self.capacity), np.int16)
+        grown[: len(self._buffer)] = self._buffer
+        self._buffer = grown
+        self._first = np.pad(self._first, (0, n_slots - len(self._first)))
+
+    def room(self, slot: int, start: int) -> int:
+        """Return how many samples can be written from sample `start` on."""
+        return self.capacity - (start - int(self._first[slot]))
+
+    def write(self, slot: int, start: int, pcm: Pcm16) -> None:
+        """Store samples at their index.
+
+        Raises:
+            ValueError: samples that are still needed would be overwritten.
+        """
+        if len(pcm) > self.room(slot, start):
+            raise ValueError(
+                f"slot {slot}: expected at most {self.room(slot, start)} samples at {start}, "
+                f"got {len(pcm)}: samples from {self._first[slot]} on are still needed"
+            )
+        at = start % self.capacity
+        head = min(len(pcm), self.capacity - at)
+        self._buffer[slot, at : at + head] = pcm[:head]
+        self._buffer[slot, : len(pcm) - head] = pcm[head:]
+
+    def restart(self, slot: int, first: int) -> None:
+        """Fill a slot with silence; samples from `first` on will be needed."""
+        self._buffer[slot] = 0
+        self._first[slot] = first
+
+    def release(self, slots: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> None:
+        """Allow samples before `first`, shape (n,), of `slots`, shape (n,), to be overwritten."""
+        self._first[slots] = first
+
+    def read(
+        self, slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], count: int
+    ) -> npt.NDArray[np.int16]:
+        """Return `count` samples of each slot from its start, shape (n, count).
+
+        Raises:
+            ValueError: samples that were released may be overwritten by now.
+        """
+        if (starts < self._first[slots]).any():
+            raise ValueError("samples that were released may have been overwritten")
+        samples = np.empty((len(slots), count), np.int16)
+        places = (starts % self.capacity).tolist()
+        for row, slot, at in zip(samples, slots.tolist(), places, strict=True):
+            head = min(count, self.capacity - at)
+            row[:head] = self._buffer[slot, at : at + head]
+            row[head:] = self._buffer[slot, : count - head]
+        return samples
 
 
 def _no_such_channel(wanted: int, n_channels: int) -> str:

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.boundaries import WindowGeometry, logits_above
-from ast_stream.detect.decision import StreamEvents
 from ast_stream.detect.state import NEVER
+from ast_stream.detect.stream_events import StreamEvents
 from ast_stream.evaluation.curves import touches
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.soundscape.mixing import ReferenceEvent

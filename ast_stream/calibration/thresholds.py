@@ -26,13 +26,13 @@ from ast_stream.calibration.onsets import (
 )
 from ast_stream.calibration.platt import fit_platt, platt_scores
 from ast_stream.calibration.scores import LogitStream, frame_steps, hours_of, with_label
-from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams, smooth
 from ast_stream.detect.parameters import (
     DecisionParameters,
     FrameSteps,
     model_facts,
     resolve_parameters,
 )
+from ast_stream.detect.stream_events import StreamEvents, WindowScores, decide_streams, smooth
 from ast_stream.evaluation.curves import found_and_false, touches
 from ast_stream.evaluation.intervals import poisson_upper_bound
 from ast_stream.model.checkpoint import Checkpoint

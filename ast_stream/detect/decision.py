@@ -2,14 +2,13 @@
 
 This is the only place where scores become events. State is arrays over [slots, classes]; one step
 decides one window of every given slot at once, and work is done only for the cells where something
-is above its threshold, pending or open. Live streams are slots of one `Decision`. Calibration and
-evaluation ask for the events of whole streams at many thresholds: there the streams are slots and
-the thresholds are classes (`decide_streams`). Positions are sample indices; there is no clock.
+is above its threshold, pending or open. Live streams are slots of one `Decision`; `stream_events`
+applies it to whole streams at once. Positions are sample indices; there is no clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -64,7 +63,7 @@ TRANSITION = np.dtype(
 Transitions = npt.NDArray[np.void]
 """Records of `TRANSITION`: events that begin, last or end, shape (n,)."""
 
-_NOTHING: Transitions = np.zeros(0, TRANSITION)
+NOTHING: Transitions = np.zeros(0, TRANSITION)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Decision:
         """
         if not self._is_smoothing:
             return scores
-        averages, self._state["average"][slots] = _moving_average(
+        averages, self._state["average"][slots] = moving_average(
             scores, self._state["average"][slots], self.parameters.ema_alpha, is_first[:, None]
         )
         return averages
@@ -249,7 +248,7 @@ class Decision:
             self._keep_crossings(cell, at, score, is_hit & (earlier_hits == 0) & ~was_active)
             s["score_before"][slots] = np.where(scores > p.onset_fits.floor, scores, 0)
         if not len(rows):
-            return _NOTHING
+            return NOTHING
         hits = earlier_hits | is_hit.astype(np.uint64)
         is_enough = np.bitwise_count(hits) >= p.confirm_hits[index]
         is_confirmed = ~was_active & is_hit & is_enough
@@ -274,7 +273,7 @@ class Decision:
                 audio_end=audio_ends[row],
             )
         if not is_open.any():
-            return _NOTHING
+            return NOTHING
         row = rows[is_open]
         return self._transitions(
             (slots[row], index[is_open]), ends[row], score[is_open], audio_ends[row]
@@ -451,7 +450,7 @@ class Decision:
             found.append(self._end(its, reason, at[is_over], audio_end[is_over], score[is_over]))
             order.append(np.flatnonzero(is_over)[is_told])
         if not found:
-            return _NOTHING
+            return NOTHING
         return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]
 
     def _end(
@@ -536,135 +535,7 @@ class Decision:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class WindowScores:
-    """The scores of a whole stream, of consecutive windows.
-
-    Attributes:
-        ends: end of each window in samples, a hop apart, shape (n_windows,).
-        scores: averaged as they are decided by, shape (n_windows, n_columns), in [0, 1].
-        n_samples: end of the audio; the last windows may reach beyond it.
-    """
-
-    ends: Indices
-    scores: Scores
-    n_samples: int
-
-
-@dataclass(frozen=True, eq=False)
-class StreamEvents:
-    """The finished events of one stream, in order of their ends; arrays of shape (n_events,).
-
-    Attributes:
-        index: class of the parameters; a threshold, where these are one class at many.
-        t_up: end of the first window that saw the sound.
-        known_at: end of the window with which the event became known.
-        last_seen: end of the last window that saw the sound.
-        t_down: end of the first window that no longer saw it; NEVER where it lasted to the end.
-        onset, offset: as published, in samples.
-        peak: highest score.
-    """
-
-    index: Indices
-    t_up: Indices
-    known_at: Indices
-    last_seen: Indices
-    t_down: Indices
-    onset: Indices
-    offset: Indices
-    peak: Scores
-
-    def of_classes(self, first: int, count: int = 1) -> StreamEvents:
-        """Return the events of `count` classes from index `first` on, which becomes 0."""
-        is_kept = (self.index >= first) & (self.index < first + count)
-        kept = {name: values[is_kept] for name, values in vars(self).items()}
-        return StreamEvents(**kept | {"index": kept["index"] - first})
-
-
-def decide_streams(
-    parameters: DecisionParameters,
-    streams: Sequence[WindowScores],
-    column: npt.ArrayLike | None = None,
-) -> list[StreamEvents]:
-    """Return the events of whole streams, in their order.
-
-    Args:
-        parameters: a class for every way to decide that is asked for.
-        column: which column of the scores each class is decided by, shape (n_classes,); None:
-            the first.
-    """
-    if not streams:
-        return []
-    columns = np.zeros(len(parameters.labels), np.int64) if column is None else np.asarray(column)
-    names = SlotNames(len(streams))
-    for number in range(len(streams)):
-        names.add(str(number), "")
-    decision = Decision(parameters, names)
-    n_windows = np.array([len(stream.ends) for stream in streams])
-    shape = (int(n_windows.max()), len(streams))
-    scores = np.zeros((*shape, streams[0].scores.shape[1]), np.float32)
-    ends, is_busy = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-    thresholds = parameters.onset_threshold
-    if parameters.geometry.is_of_frames:
-        thresholds = parameters.rising_threshold
-    lowest = thresholds.min(initial=np.inf)
-    for slot, stream in enumerate(streams):
-        scores[: n_windows[slot], slot] = stream.scores
-        ends[: n_windows[slot], slot] = stream.ends
-        is_high = stream.scores.max(axis=1, initial=0) >= lowest
-        # a window with nothing high changes nothing where nothing is open; but the one before a
-        # rising score says when it rose, and the one after it that it no longer does
-        near = np.pad(is_high, 1)
-        is_busy[: n_windows[slot], slot] = near[:-2] | near[1:-1] | near[2:]
-    n_samples = np.array([stream.n_samples for stream in streams])
-    is_live, is_any_live = np.zeros(len(streams), np.bool_), False
-    found = [_NOTHING]
-    is_any_busy = np.logical_or.reduce(is_busy, axis=1)
-    for number in range(shape[0]):
-        if not (is_any_busy[number] or is_any_live):
-            continue
-        slots = np.flatnonzero(is_busy[number] | (is_live & (number < n_windows)))
-        if not len(slots):
-            continue
-        at = ends[number, slots]
-        found.append(
-            decision.advance(
-                slots,
-                at,
-                scores[number, slots][:, columns],
-                context_starts=np.zeros(len(slots), np.int64),
-                first_scored=ends[0, slots],
-                audio_ends=np.minimum(at, n_samples[slots]),
-            )
-        )
-        is_live[slots] = decision.has_live(slots)
-        is_any_live = bool(is_live.any())
-    for slot, stream in enumerate(streams):
-        last = int(stream.ends[-1]) if len(stream.ends) else 0
-        found.append(decision.cut(slot, "quiet", last, stream.n_samples))
-    transitions = np.concatenate(found)
-    hop = parameters.geometry.hop
-    return [_of_slot(transitions[transitions["slot"] == slot], hop) for slot in range(len(streams))]
-
-
-def smooth(scores: Scores, alpha: Scores) -> Scores:
-    """Return the moving averages of a whole stream as `Decision.average` computes them.
-
-    Args:
-        scores: shape (n_windows, n_columns).
-        alpha: weight of the newest window in each column.
-    """
-    averages = scores.copy()
-    smoothed = np.flatnonzero(alpha < 1)
-    if len(smoothed):
-        kept = np.zeros(len(smoothed), np.float32)
-        for number, row in enumerate(scores[:, smoothed]):
-            average, kept = _moving_average(row, kept, alpha[smoothed], number == 0)
-            averages[number, smoothed] = average
-    return averages
-
-
-def _moving_average(
+def moving_average(
     scores: Scores, kept: Scores, alpha: Scores, is_first: Flags | bool
 ) -> tuple[Scores, Scores]:
     """Return the averages with `scores` as the newest, and what counts of them for the next."""
@@ -672,25 +543,3 @@ def _moving_average(
     averages: Scores = np.where(is_first, scores, blended)
     is_kept = (averages >= FORGOTTEN) & (alpha < 1)
     return averages, np.where(is_kept, averages, np.float32(0))
-
-
-def _of_slot(transitions: Transitions, hop: int) -> StreamEvents:
-    """Return the events of one stream: each end with the begin of its class before it."""
-    begins = transitions[transitions["kind"] == BEGIN]
-    ends = transitions[transitions["kind"] == END]
-    # of one class begins and ends alternate, so in stable order of classes they are pairs
-    begins = begins[np.argsort(begins["index"], kind="stable")]
-    order = np.argsort(ends["index"], kind="stable")
-    known_at = np.zeros(len(ends), np.int64)
-    known_at[order] = begins["known_at"]
-    last_seen = np.where(ends["t_down"] == NEVER, ends["at"], ends["t_down"] - hop)
-    return StreamEvents(
-        ends["index"].astype(np.int64),
-        ends["t_up"],
-        known_at,
-        last_seen,
-        ends["t_down"],
-        ends["onset"],
-        ends["offset"],
-        ends["peak"],
-    )

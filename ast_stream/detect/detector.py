@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ast_stream.audio.pcm import SlotBuffers
 from ast_stream.detect.cascade import Cascade, Watcher
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
-from ast_stream.detect.scorer import DueWindows, HopRun, HopRuns, LevelMeter, WindowScorer
-from ast_stream.detect.second_opinion import SecondOpinion, embedding_of
+from ast_stream.detect.scorer import (
+    DueWindows,
+    HopRun,
+    HopRuns,
+    LevelMeter,
+    Positions,
+    WindowScorer,
+)
+from ast_stream.detect.second_opinion import SecondOpinion, Withholder
 from ast_stream.detect.state import NEVER, DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -40,9 +48,6 @@ STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
 HOPS_AT_ONCE = 8  # of one stream that is behind; on CPUs live streams make batches together
 WINDOWS_AT_ONCE = 256  # of all streams: half a GB of features of AST-base on their way
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
-
-
-Samples = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,6 @@ class Detector:
         opinion: who is asked about events before they are published; None: nobody.
 
     Attributes:
-        withheld: by class and stream, how many events did not begin for an opinion.
         n_taken: windows that `run` has counted, whether anything was decided by them yet or not.
 
     Raises:
@@ -158,13 +162,12 @@ class Detector:
         # kept free for the silence after the last sample of a stream
         self._tail = self.window + self.hop
         longest = max(2 * self._piece, self.window)
-        self._staging = Staging(
+        self._staging = SlotBuffers(
             longest + (self.hops_at_once + 2) * self.hop + LOOK_BACK + self._tail
         )
         self._scorer = WindowScorer(tagger, self.hop, self.hops_at_once)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
-        self._opinion = opinion
-        self.withheld: Counter[tuple[str, str]] = Counter()
+        self._withholder: Withholder | None = None
         self._watcher: Watcher | None = None
         self._shortest = self.window  # of the windows of all models
         self._reach = self.window  # how far back from its end a window of any model hears
@@ -179,6 +182,10 @@ class Detector:
         # whom a cascade asks about follows from what was decided before
         self._runs_ahead = tagger.runs_ahead and cascade is None
         self._positions = Positions(self.hop)
+        if opinion is not None:
+            self._withholder = Withholder(
+                opinion, self._names, self._positions, self._scorer, self._decision
+            )
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._has_viewer: Callable[[str], bool] | None = None
         self._on_frames: Callable[[HeardFrames], None] = lambda heard: None
@@ -209,6 +216,11 @@ class Detector:
         """Scores that were not a number and were taken for 0."""
         small = 0 if self._watcher is None else self._watcher.nan_scores
         return self._scorer.nan_scores + small
+
+    @property
+    def withheld(self) -> Counter[tuple[str, str]]:
+        """How many events a second opinion has withheld, by class and stream."""
+        return Counter() if self._withholder is None else self._withholder.withheld
 
     @property
     def streams(self) -> list[str]:
@@ -732,35 +744,7 @@ class Detector:
             audio_ends=self._positions.received[slots],
             known_at=known_at,
         )
-        return events if self._opinion is None else self._judged(self._opinion, events)
-
-    def _judged(self, opinion: SecondOpinion, events: list[Event]) -> list[Event]:
-        """Ask about the events that begin, and return what is not withheld."""
-        at = self._positions
-        judged = {}
-        for begin in events:
-            if begin.type != "begin" or not opinion.concerns(begin.index):
-                continue
-            slot = self._names.slot(begin.stream)
-            if begin.at_sample > at.next_end[slot] - self.hop:
-                continue  # resumed and ended at once: its window is not there again
-            first, last = first_frame(at.context_start[slot]), last_frame(at.received[slot])
-            embedding = embedding_of(self._scorer, begin, slot, int(first), int(last))
-            judged[begin.id] = opinion.judge(begin, embedding)
-        if not judged:
-            return events
-        ended = {event.id for event in events if event.type == "end"}  # as soon as they began
-        reported = []
-        for event in events:
-            if (its := judged.get(event.id)) is not None:
-                if event.type == "begin" and event.id not in ended:
-                    self._decision.keep_opinion(self._names.slot(event.stream), event.index, its)
-                if its.is_withheld:
-                    self.withheld[event.slug, event.stream] += event.type == "begin"
-                    continue
-                event = replace(event, verifier_score=its.score)
-            reported.append(event)
-        return reported
+        return events if self._withholder is None else self._withholder.judge(events)
 
 
 def _frame_averages(tagger: Tagger, delay: int) -> FrameAverages | None:
@@ -786,152 +770,3 @@ def _check_hop(hop_s: float, window_s: float) -> None:
 def hops_of_recording(tagger: Tagger) -> int:
     """Return how many windows of one recording to score at once, where nobody waits for it."""
     return max(HOPS_AT_ONCE, tagger.full_batch)
-
-
-class Positions:
-    """Arrays over slots, shape (n_slots,), int64.
-
-    Attributes:
-        context_start: first real sample since start or gap.
-        received: end of the audio that came.
-        scored_until: windows may end up to here: at `received`, beyond it while a stream ends.
-        next_end: end of the next window.
-        score_from: windows up to here only fill the context again after a restart.
-        first_scored: end of the first window scored since start or gap, or NEVER.
-        stride: every how many windows one is scored.
-    """
-
-    def __init__(self, hop: int) -> None:
-        self.hop = hop
-        empty = np.zeros(0, np.int64)
-        self.context_start: Samples = empty
-        self.received: Samples = empty
-        self.scored_until: Samples = empty
-        self.next_end: Samples = empty
-        self.score_from: Samples = empty
-        self.first_scored: Samples = empty
-        self.stride: Samples = empty
-
-    def grow(self, n_slots: int) -> None:
-        """Make room for `n_slots` slots."""
-        for name in (
-            "context_start",
-            "received",
-            "scored_until",
-            "next_end",
-            "score_from",
-            "first_scored",
-        ):
-            setattr(self, name, _grown(getattr(self, name), n_slots, 0))
-        self.stride = _grown(self.stride, n_slots, 1)
-
-    def restart(self, slot: int, start_sample: int) -> None:
-        """Begin a context whose first sample is `start_sample`."""
-        self.context_start[slot] = start_sample
-        self.received[slot] = self.scored_until[slot] = start_sample
-        self.next_end[slot] = (start_sample // self.hop + 1) * self.hop
-        self.score_from[slot] = NEVER
-        self.first_scored[slot] = NEVER
-
-    def decided(self, slot: int) -> int:
-        """Return the sample up to which `slot` is decided."""
-        last_end = self.next_end.item(slot) - self.hop  # numbers of Python: asked for all the time
-        return max(last_end, self.context_start.item(slot), self.score_from.item(slot))
-
-    def hops_waiting(self, slots: Samples) -> Samples:
-        """Return how many windows of each slot could be scored; 0 or less for none."""
-        waiting: Samples = (self.scored_until[slots] - self.next_end[slots]) // self.hop + 1
-        return waiting
-
-    def hops_waiting_of(self, slot: int) -> int:
-        """Return how many windows of a slot could be scored, at least 0."""
-        waiting = (self.scored_until.item(slot) - self.next_end.item(slot)) // self.hop + 1
-        return max(0, waiting)
-
-    def receive(self, slot: int, n_samples: int) -> None:
-        """Note that audio came."""
-        self.received[slot] += n_samples
-        self.scored_until[slot] = self.received[slot]
-
-    def mark_scored(self, slots: Samples, ends: Samples) -> Samples:
-        """Note that windows were scored and return the first scored of each slot."""
-        first = self.first_scored[slots]
-        first = np.where(first == NEVER, ends, first)
-        self.first_scored[slots] = first
-        return first
-
-
-def _grown(array: Samples, n_slots: int, empty: int) -> Samples:
-    grown = np.full(n_slots, empty, np.int64)
-    grown[: len(array)] = array
-    return grown
-
-
-class Staging:
-    """Circular buffers over slots, addressed by absolute sample index.
-
-    Samples from `first` of a slot on are needed by a window that is not scored yet; a write that
-    would overwrite one of them is refused.
-
-    Args:
-        capacity: samples kept for each slot.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._buffer: npt.NDArray[np.int16] = np.zeros((0, capacity), np.int16)
-        self._first: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-
-    def grow(self, n_slots: int) -> None:
-        """Make room for `n_slots` slots."""
-        grown = np.zeros((n_slots, self.capacity), np.int16)
-        grown[: len(self._buffer)] = self._buffer
-        self._buffer = grown
-        self._first = np.pad(self._first, (0, n_slots - len(self._first)))
-
-    def room(self, slot: int, start: int) -> int:
-        """Return how many samples can be written from sample `start` on."""
-        return self.capacity - (start - int(self._first[slot]))
-
-    def write(self, slot: int, start: int, pcm: Pcm16) -> None:
-        """Store samples at their index.
-
-        Raises:
-            ValueError: samples that are still needed would be overwritten.
-        """
-        if len(pcm) > self.room(slot, start):
-            raise ValueError(
-                f"slot {slot}: expected at most {self.room(slot, start)} samples at {start}, "
-                f"got {len(pcm)}: samples from {self._first[slot]} on are not scored yet"
-            )
-        at = start % self.capacity
-        head = min(len(pcm), self.capacity - at)
-        self._buffer[slot, at : at + head] = pcm[:head]
-        self._buffer[slot, : len(pcm) - head] = pcm[head:]
-
-    def restart(self, slot: int, first: int) -> None:
-        """Fill a slot with silence; samples from `first` on will be needed."""
-        self._buffer[slot] = 0
-        self._first[slot] = first
-
-    def release(self, slots: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> None:
-        """Samples before `first`, shape (n,), of `slots`, shape (n,), are not needed any more."""
-        self._first[slots] = first
-
-    def read(
-        self, slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], count: int
-    ) -> npt.NDArray[np.int16]:
-        """Return `count` samples of each slot from its start, shape (n, count).
-
-        Raises:
-            ValueError: samples that were released may be overwritten by now.
-        """
-        if (starts < self._first[slots]).any():
-            raise ValueError("staging: samples that were released are not there any more")
-        samples = np.empty((len(slots), count), np.int16)
-        places = (starts % self.capacity).tolist()
-        for row, slot, at in zip(samples, slots.tolist(), places, strict=True):
-            head = min(count, self.capacity - at)
-            row[:head] = self._buffer[slot, at : at + head]
-            row[head:] = self._buffer[slot, : count - head]
-        return samples

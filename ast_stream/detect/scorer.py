@@ -1,6 +1,7 @@
-"""The scores of windows or frames: none below the level gate, else the model's.
+"""The scores of due windows, or of their frames: 0 below the level gate, else the model's.
 
-Which hops were listened to follows from that: runs of hops that were dealt with alike.
+`Positions` says which windows are due. `HopRuns` records for the coverage ledger how each hop was
+handled: scored, gated, or skipped under overload.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from ast_stream.coverage.spans import Kind
 from ast_stream.detect.decision import SlotNames
 from ast_stream.detect.frames import MAX_LOGIT
+from ast_stream.detect.state import NEVER
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import SlidingFbank
 from ast_stream.model.tagger import Awaited, Tagger
@@ -65,6 +67,85 @@ class DueWindows:
             is_unasked=self.is_unasked[rows],
             is_passed_over=self.is_passed_over[rows],
         )
+
+
+class Positions:
+    """Where each slot is in its audio: arrays of shape (n_slots,), int64.
+
+    Attributes:
+        context_start: first real sample since start or gap.
+        received: end of the audio that came.
+        scored_until: windows may end up to here: at `received`, beyond it while a stream ends.
+        next_end: end of the next window.
+        score_from: windows up to here only fill the context again after a restart.
+        first_scored: end of the first window scored since start or gap, or NEVER.
+        stride: every how many windows one is scored.
+    """
+
+    def __init__(self, hop: int) -> None:
+        self.hop = hop
+        empty = np.zeros(0, np.int64)
+        self.context_start: Indices = empty
+        self.received: Indices = empty
+        self.scored_until: Indices = empty
+        self.next_end: Indices = empty
+        self.score_from: Indices = empty
+        self.first_scored: Indices = empty
+        self.stride: Indices = empty
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        for name in (
+            "context_start",
+            "received",
+            "scored_until",
+            "next_end",
+            "score_from",
+            "first_scored",
+        ):
+            setattr(self, name, _grown(getattr(self, name), n_slots, 0))
+        self.stride = _grown(self.stride, n_slots, 1)
+
+    def restart(self, slot: int, start_sample: int) -> None:
+        """Begin a context whose first sample is `start_sample`."""
+        self.context_start[slot] = start_sample
+        self.received[slot] = self.scored_until[slot] = start_sample
+        self.next_end[slot] = (start_sample // self.hop + 1) * self.hop
+        self.score_from[slot] = NEVER
+        self.first_scored[slot] = NEVER
+
+    def decided(self, slot: int) -> int:
+        """Return the sample up to which `slot` is decided."""
+        last_end = self.next_end.item(slot) - self.hop  # numbers of Python: asked for all the time
+        return max(last_end, self.context_start.item(slot), self.score_from.item(slot))
+
+    def hops_waiting(self, slots: Indices) -> Indices:
+        """Return how many windows of each slot could be scored; 0 or less for none."""
+        waiting: Indices = (self.scored_until[slots] - self.next_end[slots]) // self.hop + 1
+        return waiting
+
+    def hops_waiting_of(self, slot: int) -> int:
+        """Return how many windows of a slot could be scored, at least 0."""
+        waiting = (self.scored_until.item(slot) - self.next_end.item(slot)) // self.hop + 1
+        return max(0, waiting)
+
+    def receive(self, slot: int, n_samples: int) -> None:
+        """Note that audio came."""
+        self.received[slot] += n_samples
+        self.scored_until[slot] = self.received[slot]
+
+    def mark_scored(self, slots: Indices, ends: Indices) -> Indices:
+        """Note that windows were scored and return the first scored of each slot."""
+        first = self.first_scored[slots]
+        first = np.where(first == NEVER, ends, first)
+        self.first_scored[slots] = first
+        return first
+
+
+def _grown(array: Indices, n_slots: int, empty: int) -> Indices:
+    grown = np.full(n_slots, empty, np.int64)
+    grown[: len(array)] = array
+    return grown
 
 
 class WindowScorer:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams
 from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.detect.stream_events import StreamEvents, WindowScores, decide_streams
 from ast_stream.evaluation.matching import Spans
 from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.soundscape.mixing import ReferenceEvent

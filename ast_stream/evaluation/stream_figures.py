@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.detect.decision import StreamEvents
+from ast_stream.detect.stream_events import StreamEvents
 from ast_stream.evaluation.curves import (
     BUDGETS_PER_H,
     THRESHOLDS,

@@ -1,11 +1,11 @@
-"""The circular buffer gives back what went in, at the index it had."""
+"""A circular buffer gives back what went in, at the index it had."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.audio.pcm import SampleBuffer
+from ast_stream.audio.pcm import SampleBuffer, SlotBuffers
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -54,3 +54,16 @@ def test_restart_forgets_the_epoch_before() -> None:
 def test_capacity_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity: expected at least 1 sample, got 0"):
         SampleBuffer(0)
+
+
+def test_samples_that_are_still_needed_cannot_be_overwritten() -> None:
+    buffers = SlotBuffers(1_000)
+    buffers.grow(1)
+    buffers.restart(0, 300)
+    buffers.write(0, 300, np.ones(1_000, np.int16))
+    with pytest.raises(ValueError, match="expected at most 0 samples at 1300, got 1"):
+        buffers.write(0, 1_300, np.ones(1, np.int16))
+    buffers.release(np.array([0]), np.array([500]))
+    buffers.write(0, 1_300, np.ones(200, np.int16))
+    with pytest.raises(ValueError, match="released"):
+        buffers.read(np.array([0]), np.array([499]), 10)

@@ -15,13 +15,13 @@ from ast_stream.calibration.provenance import with_calibration
 from ast_stream.calibration.scores import LogitStream, frame_steps, plain_tagger, score_stream
 from ast_stream.calibration.thresholds import Timing, calibrate_classes, timings
 from ast_stream.detect import Detector
-from ast_stream.detect.decision import WindowScores, decide_streams
 from ast_stream.detect.parameters import (
     DecisionParameters,
     FrameSteps,
     model_facts,
     resolve_parameters,
 )
+from ast_stream.detect.stream_events import WindowScores, decide_streams
 from ast_stream.evaluation.matching import detections
 from ast_stream.evaluation.scoring import detector_of, score_blocks
 from ast_stream.messages.audio import Pcm16

@@ -9,20 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.detect.decision import (
-    Decision,
-    SlotNames,
-    StreamEvents,
-    WindowScores,
-    decide_streams,
-    smooth,
-)
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import (
     DecisionParameters,
     FrameSteps,
     ModelFacts,
     resolve_parameters,
 )
+from ast_stream.detect.stream_events import StreamEvents, WindowScores, decide_streams, smooth
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.settings.detection import DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples

@@ -11,7 +11,7 @@ from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect import detector as detector_module
-from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Staging
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE
 from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -160,19 +160,6 @@ def test_resumed_anywhere_in_half_a_minute_all_scores_are_those_of_an_undisturbe
 def keep_scores(kept: dict[int, bytes], scores: Scores) -> None:
     assert scores.end_sample not in kept, "a window was scored twice"
     kept[scores.end_sample] = scores.scores.tobytes()
-
-
-def test_samples_that_a_window_needs_cannot_be_overwritten() -> None:
-    staging = Staging(1_000)
-    staging.grow(1)
-    staging.restart(0, 300)
-    staging.write(0, 300, np.ones(1_000, np.int16))
-    with pytest.raises(ValueError, match="expected at most 0 samples at 1300, got 1"):
-        staging.write(0, 1_300, np.ones(1, np.int16))
-    staging.release(np.array([0]), np.array([500]))
-    staging.write(0, 1_300, np.ones(200, np.int16))
-    with pytest.raises(ValueError, match="released"):
-        staging.read(np.array([0]), np.array([499]), 10)
 
 
 @pytest.mark.slow

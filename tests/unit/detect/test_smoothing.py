@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
-from ast_stream.detect.decision import FORGOTTEN, Decision, SlotNames, smooth
+from ast_stream.detect.decision import FORGOTTEN, Decision, SlotNames
 from ast_stream.detect.parameters import (
     DecisionParameters,
     ModelFacts,
     ema_alpha,
     resolve_parameters,
 )
+from ast_stream.detect.stream_events import smooth
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Gap, Scores
 from ast_stream.model.metadata import StoredOnsetFit

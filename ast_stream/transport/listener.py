@@ -16,19 +16,18 @@ import os
 import resource
 import select
 import socket
-import stat
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.runtime.files import is_in_place, lock_file
+from ast_stream.runtime.files import is_in_place
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.allow_list import ALL_RIGHTS, AllowedClient
 from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.bound_address import BoundAddress, lock_endpoint, lock_path
 from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.zmtp import Kind, ZmtpSession, encode_message
 
@@ -46,7 +45,6 @@ _SWEEP_S = 1.0  # between checks of timeouts and of the socket's file
 _ACCEPTS_A_TURN = 16
 _EVICTIONS_A_SWEEP = 200  # then new peers wait: evicted ones connect again at once
 _MESSAGE_COST = 128  # bytes, about, of a small Python object
-_BACKLOG = 1024
 _TOTAL_BYTES = 64 * 1024 * 1024  # kept for all peers of a socket together
 
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -244,7 +242,7 @@ class Listener:
         self._lock_fd = lock_endpoint(endpoint)
         self._has_messages = threading.Condition(reactor.lock)
         try:
-            self._address = _Address(endpoint)
+            self._address = BoundAddress(endpoint)
             self._listening = self._address.listen()
         except OSError as error:
             self._release_lock()
@@ -503,7 +501,7 @@ class Listener:
     def _is_lock_in_place(self) -> bool:
         if self._lock_fd is None:
             return True
-        return is_in_place(_lock_path(self.endpoint), os.fstat(self._lock_fd))
+        return is_in_place(lock_path(self.endpoint), os.fstat(self._lock_fd))
 
     def _release_lock(self) -> None:
         if self._lock_fd is not None:
@@ -690,80 +688,6 @@ class Listener:
         if self._ready:
             os.eventfd_write(self._ready_fd, 1)
             self._has_messages.notify()
-
-
-class _Address:
-    """Where a listener listens.
-
-    Raises:
-        OSError: it is not an endpoint that can be bound.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        scheme, _, place = endpoint.partition("://")
-        if scheme not in ("ipc", "tcp"):
-            raise OSError("expected ipc:///path or tcp://127.0.0.1:5555")
-        self._path = Path(place) if scheme == "ipc" else None
-        host, _, port = place.rpartition(":")
-        self._host, self._port = host.strip("[]"), port
-        self._file: os.stat_result | None = None
-
-    def listen(self) -> socket.socket:
-        """Return a socket that listens there; the file of an earlier one is replaced."""
-        if self._path is None:
-            family, kind, protocol, _, address = min(
-                socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM),
-                key=lambda found: found[0] != socket.AF_INET,  # libzmq connects to this one
-            )
-            listening = socket.socket(family, kind, protocol)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            return _listen(listening, address)
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(self._path.lstat().st_mode):
-                raise FileExistsError(f"{self._path} exists and is not a socket")
-            self._path.unlink()
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        os.fchmod(listening.fileno(), 0o660)  # so the file never has more rights than this
-        listening = _listen(listening, str(self._path))
-        self._path.chmod(0o660)
-        self._file = self._path.lstat()
-        return listening
-
-    def is_in_place(self) -> bool:
-        """Return whether clients still find the socket there."""
-        return self._path is None or self._file is None or is_in_place(self._path, self._file)
-
-    def remove(self) -> None:
-        """Remove the socket's file, if it is still this one's."""
-        if self._path is not None and self.is_in_place():
-            with contextlib.suppress(OSError):  # whoever binds it next removes it
-                self._path.unlink()
-
-
-def _listen(listening: socket.socket, address: object) -> socket.socket:
-    try:
-        listening.bind(address)  # type: ignore[arg-type]
-        listening.listen(_BACKLOG)
-        listening.setblocking(False)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-def lock_endpoint(endpoint: str) -> int | None:
-    """Lock the file beside an ipc endpoint; return None for other transports.
-
-    Raises:
-        StartupError: another process holds the endpoint, or its folder cannot be written.
-    """
-    if not endpoint.startswith("ipc://"):
-        return None
-    return lock_file(_lock_path(endpoint), endpoint)
-
-
-def _lock_path(endpoint: str) -> Path:
-    return Path(endpoint.removeprefix("ipc://") + ".lock")
 
 
 def _keep_alive(connection: socket.socket) -> None:

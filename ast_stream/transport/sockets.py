@@ -24,8 +24,9 @@ from ast_stream.errors import StartupError
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.bound_address import lock_endpoint
 from ast_stream.transport.keys import ClientKeys
-from ast_stream.transport.listener import MAX_PEERS, Listener, Reactor, lock_endpoint
+from ast_stream.transport.listener import MAX_PEERS, Listener, Reactor
 from ast_stream.transport.zmtp import Kind as BoundKind
 
 __all__ = ["MAX_PEERS", "Listener", "Poller", "Socket", "Sockets", "Waitable", "lock_endpoint"]

@@ -36,15 +36,16 @@ from ast_stream.benchmarks.report import TableColumn, cells
 
 HEAD = """# Benchmarks
 
-Written by `scripts/make_benchmarks.py`, each table by the command above it. What is compared runs
-in turn, so that whatever else the machine does meets all of it; a figure is the median over the
-rounds, with the lowest and the highest, and ratios are medians of the ratios within a round.
+Written by `scripts/make_benchmarks.py`; each table is made by the command above it. Variants run
+alternately, so that other load on the machine affects all of them. Figures are medians over the
+rounds, with the minimum and the maximum; ratios are medians of the ratios within a round.
 
 {date}, {machine}, load {load:.1f} before; {versions}.
 """
-MODEL_TEXT = """Features are included: waveforms in, logits out. "Times as fast" counts from
-transformers' default, sdpa in fp32. The difference is the largest one of a score from that way's,
-over the beginnings of {n} recordings; top 5 is the share of its five highest classes that are kept.
+MODEL_TEXT = """\
+Waveforms in, logits out, so features are included. The speed-up and the score differences are
+relative to transformers' default, sdpa in fp32. The difference is the largest of any score, over
+the beginnings of {n} recordings; top 5 is the ratio of the five highest classes kept.
 """
 
 
@@ -71,7 +72,7 @@ SECTIONS = (
         "--recordings {recordings} --at-most 10",
         model.COLUMNS,
         MODEL_TEXT.format(n=10)
-        + "Random weights score all sounds nearly alike, so that here the top 5 says little.",
+        + "Random weights score all sounds nearly alike, so the top 5 means little here.",
     ),
     Section(
         "The bundled checkpoint: 2.56 s, 130 tokens, its clip head",
@@ -83,49 +84,50 @@ SECTIONS = (
         "Features of live streams, windows of 10.24 s every 0.5 s",
         "features --streams 1 --streams 64 --rounds 9",
         features.COLUMNS,
-        "Milliseconds of the processor. transformers' extractor computes each window anew; of a "
-        "stream\nonly the frames are computed that are new.",
+        "CPU time in milliseconds. The extractor of transformers computes every window from "
+        "scratch; for a\nstream, only the new frames are computed.",
     ),
     Section(
         "Decisions on a window of 2 000 streams",
         "decision --streams 2000 --classes 527 --events 700 --rounds 15",
         decision.COLUMNS,
-        "Milliseconds of one core.",
+        "CPU time in milliseconds on one core.",
     ),
     Section(
         "Alert rules",
         "alerts --rules 10 --rules 100 --rounds 20",
         alerts.COLUMNS,
-        "Messages that one core takes through rules of all kinds, the state stored once a second.",
+        "Messages per second that one core evaluates with rules of all kinds, storing its state "
+        "once a second.",
     ),
     Section(
         "Scanning, bundled checkpoint, a window every 0.5 s",
         "scan --minutes 10 --recordings {recordings}",
         scan.COLUMNS,
-        'Decoding included. "A core" is the length by the CPU time of all threads.',
+        'Decoding is included. "Per core" is the length divided by the CPU time of all threads.',
     ),
     Section(
         "A worker's turns, bundled checkpoint, a window every 0.5 s",
         "tick --streams 16 --streams 64 --streams 256",
         tick.COLUMNS,
-        "Milliseconds of CPU time for a second of sound of all streams; 1000 are one core.",
+        "Milliseconds of CPU time per second of audio of all streams; 1000 is one core.",
     ),
     Section(
         "A whole box, bundled checkpoint, a window every 0.5 s",
         "box --streams 16 --streams 64 --seconds 30 --recordings {recordings}",
         latency.COLUMNS,
-        "Real processes, recordings in real time. Lag is from the end of a window to its result on "
-        "the\nfeed, onset from the onset of a sound to the begin of its event, in seconds; CPU is "
-        "in cores.",
+        "Real processes, recordings in real time. In seconds: lag is from the end of a window to "
+        "its result\non the feed, onset from the onset of a sound to the `begin` of its event. CPU "
+        "is in cores.",
     ),
     Section(
         "One capture process of many streams",
         "capture --kind file --kind http --streams 1 --streams 8 --streams 32 --streams 64 "
         "--seconds 15 --ring 10",
         capture.COLUMNS,
-        "Recordings of 16 kHz in real time, and stations (MP3, 44.1 kHz, two channels) of this "
-        "machine. Each:\nwhat a stream takes beyond the first, with its ring of 10 s (0.3 MiB).\n"
-        "Opening stations counts in so short a run; over 100 s they take 0.5 % each\n"
+        "16 kHz recordings in real time, and stations (MP3, 44.1 kHz, two channels) on the same "
+        'machine.\n"Each" is the cost of one more stream, including its ring of 10 s (0.3 MiB). '
+        "In so short a run the\nstart of a station counts; over 100 s a station takes 0.5 %\n"
         "([figures](docs/design/one-capture-process.md)).",
     ),
 )

@@ -22,9 +22,9 @@ PAGE = ROOT / "RELIABILITY.md"
 _WIDTH = 110
 _HEAD = """# Reliability
 
-What was done to a box, and what came of it. Each section was written by the command that measured
-it (`docs/reliability/`), and can be measured again by it. [SECURITY.md](SECURITY.md) says who is
-trusted with what.
+Faults that a box was put through, and the results. Each section was written by the command that it
+shows (as JSON, in `docs/reliability/`); run the command to measure it again.
+[SECURITY.md](SECURITY.md) says who is trusted with what.
 """
 
 
@@ -56,7 +56,7 @@ def _lines(section: dict[str, Any]) -> Iterator[str]:
         yield ""
     problems = section.get("problems", [])
     if problems:
-        yield "Not explained:\n"
+        yield "Unexplained:\n"
         yield from (f"- {problem}" for problem in problems)
         yield ""
 
@@ -93,12 +93,12 @@ def soak_section(report: dict[str, Any], command: str) -> dict[str, Any]:
     wanted, reached = options["hours"], min(report["hours"].values())
     text = [
         f"{options['n_streams']} streams of scenes and quiet rooms, read as fast as the worker "
-        f"goes, and one in real time: {reached:.1f} of {wanted:g} hours of each in "
-        f"{report['wall_s'] / 3600:.2f} hours, a window each {options['hop_s']:g} s"
-        + (f", none of what is quieter than {gate:g} dBFS" if gate is not None else "")
-        + f", checkpoint {Path(options['model']).name}. Growth is the slope of Theil and Sen over "
-        "the life of a process without its first quarter; each figure is that of the life in which "
-        "it grew most, measured by its limit.",
+        f"scores them, and one in real time: {reached:.1f} of {wanted:g} hours of each in "
+        f"{report['wall_s'] / 3600:.2f} hours, with a window every {options['hop_s']:g} s"
+        + (f" (none for audio quieter than {gate:g} dBFS)" if gate is not None else "")
+        + f", checkpoint {Path(options['model']).name}. Growth is the Theil-Sen slope over the "
+        "life of a process, without its first quarter; each figure is from the process that grew "
+        "most relative to its limit.",
     ]
     outages = [[kind, n] for kind, n in sorted(report["outages"].items())]
     return {
@@ -110,16 +110,16 @@ def soak_section(report: dict[str, Any], command: str) -> dict[str, Any]:
         "text": text,
         "tables": [
             {
-                "columns": ["all in all", ""],
+                "columns": ["total", ""],
                 "rows": [
                     ["hours of audio, all streams", f"{sum(report['hours'].values()):.1f}"],
-                    ["times real time", report["speed"]],
+                    ["speed, times real time", report["speed"]],
                     *[[f"hours {kind} in the ledger", f"{n:.1f}"] for kind, n in hours.items()],
-                    ["samples that the ledger lacks", report["unaccounted_samples"]],
+                    ["samples missing in the ledger", report["unaccounted_samples"]],
                     ["messages read", report["messages"]],
-                    ["times that messages were missed", report["missed"]],
+                    ["missed messages, times", report["missed"]],
                     ["figures judged", f"{len(judged)} of {len(figures)}"],
-                    ["that grew too much", sum(figure["is_too_much"] for figure in figures)],
+                    ["grew too much", sum(figure["is_too_much"] for figure in figures)],
                 ],
             },
             {"columns": ["outage", "times"], "rows": outages},
@@ -158,9 +158,9 @@ def fuzz_section(report: dict[str, Any], command: str) -> dict[str, Any]:
         "measured": datetime.now(UTC).date().isoformat(),
         "facts": {"seed": report["seed"], "seconds": report["seconds"]},
         "text": [
-            f"{report['cases']:,} damaged inputs through every decoder of bytes from outside: a "
-            "value, or a sentence that says what is wrong, in bounded time and memory. "
-            f"Anything else is a finding: {report['findings']}."
+            f"{report['cases']:,} damaged inputs for all decoders of outside bytes. Each must give "
+            "a value, or an error that says what is wrong, in bounded time and memory. Anything "
+            f"else is a finding: {report['findings']}."
         ],
         "tables": [
             {
@@ -181,24 +181,24 @@ def intruder_section(report: dict[str, Any], command: str) -> dict[str, Any]:
     flood = report["flood"]
     return {
         "order": 40,
-        "title": "The intruder's walk",
+        "title": "Attacks",
         "command": command,
         "measured": datetime.now(UTC).date().isoformat(),
         "facts": {"seconds": report["seconds"]},
         "text": [
             f"Every attempt that SECURITY.md lists, against real sockets, files and processes: "
-            f"{report['held']} of {report['attempts']} ended as it says. Each is tried in several "
-            "ways: without and with keys, over ipc and tcp, by the user of the services, by root "
-            "and by another user.",
-            f"Of the flood: {flood['clients']} clients sent {flood['flooded']:,} messages of one "
-            f"byte in {flood['seconds']} s. One that behaves sent {flood['polite']} meanwhile, of "
-            f"which {flood['polite_lost']} were lost; half came within {flood['median_ms']} ms, "
+            f"{report['held']} of {report['attempts']} ended as stated there. Each is tried in "
+            "several ways: with and without keys, over ipc and tcp, as the services' user, as root "
+            "and as another user.",
+            f"The flood: {flood['clients']} clients sent {flood['flooded']:,} messages of one byte "
+            f"in {flood['seconds']} s. Meanwhile a well-behaved client sent {flood['polite']}, of "
+            f"which {flood['polite_lost']} were lost; half arrived within {flood['median_ms']} ms, "
             f"all within {flood['longest_ms']} ms. The receiving process grew by "
             f"{flood['grown_mib']} MiB.",
         ],
         "tables": [
             {
-                "columns": ["attempt", "what happens", "tries", "as said"],
+                "columns": ["attempt", "what happens", "tries", "as stated"],
                 "rows": [
                     [row["attempt"], row["happens"], row["tries"], "yes" if row["held"] else "NO"]
                     for row in report["rows"]

@@ -39,9 +39,9 @@ KINDS = (
 
 COLUMNS = (
     TableColumn("rules", "{rules}"),
-    TableColumn("messages a second", "{per_s:.0f}"),
-    TableColumn("from", "{low_per_s:.0f}"),
-    TableColumn("to", "{high_per_s:.0f}"),
+    TableColumn("messages/s", "{per_s:.0f}"),
+    TableColumn("min", "{low_per_s:.0f}"),
+    TableColumn("max", "{high_per_s:.0f}"),
     TableColumn("transitions", "{transitions}"),
     TableColumn("state KiB", "{state_kib:.0f}"),
 )

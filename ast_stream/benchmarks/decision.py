@@ -26,8 +26,8 @@ COLUMNS = (
     TableColumn("smoothing s", "{smoothing_s:g}"),
     TableColumn("events", "{events:.0f}"),
     TableColumn("ms", "{ms:.2f}"),
-    TableColumn("from", "{low_ms:.2f}"),
-    TableColumn("to", "{high_ms:.2f}"),
+    TableColumn("min", "{low_ms:.2f}"),
+    TableColumn("max", "{high_ms:.2f}"),
 )
 
 Scores = npt.NDArray[np.float32]

@@ -29,12 +29,12 @@ MIN_WINDOWS = 16  # of a round, over several hops of few streams: one takes too 
 _AMPLITUDE = 3000  # of the noise, in steps of int16
 
 COLUMNS = (
-    TableColumn("way", "{name}", is_figure=False),
+    TableColumn("variant", "{name}", is_figure=False),
     TableColumn("streams", "{streams}"),
-    TableColumn("ms a stream and hop", "{ms:.3f}"),
-    TableColumn("from", "{low_ms:.3f}"),
-    TableColumn("to", "{high_ms:.3f}"),
-    TableColumn("times as cheap", "{times_as_cheap:.1f}"),
+    TableColumn("ms per stream and hop", "{ms:.3f}"),
+    TableColumn("min", "{low_ms:.3f}"),
+    TableColumn("max", "{high_ms:.3f}"),
+    TableColumn("speed-up", "{times_as_cheap:.1f}"),
     TableColumn("difference", "{max_error:.1e}"),
 )
 

@@ -42,8 +42,8 @@ COLUMNS = (
     TableColumn("question", "{question}", is_figure=False),
     TableColumn("rows", "{rows}"),
     TableColumn("ms", "{ms:.1f}"),
-    TableColumn("from", "{low_ms:.1f}"),
-    TableColumn("to", "{high_ms:.1f}"),
+    TableColumn("min", "{low_ms:.1f}"),
+    TableColumn("max", "{high_ms:.1f}"),
 )
 
 

@@ -44,12 +44,12 @@ MAX_RECORDINGS = 200
 _PEAK = 0.1  # of the noise that is scored
 
 COLUMNS = (
-    TableColumn("way", "{name}", is_figure=False),
-    TableColumn("windows at once", "{batch}"),
-    TableColumn("ms a window", "{ms:.2f}"),
-    TableColumn("from", "{low_ms:.2f}"),
-    TableColumn("to", "{high_ms:.2f}"),
-    TableColumn("times as fast", "{times_as_fast:.2f}"),
+    TableColumn("variant", "{name}", is_figure=False),
+    TableColumn("batch", "{batch}"),
+    TableColumn("ms per window", "{ms:.2f}"),
+    TableColumn("min", "{low_ms:.2f}"),
+    TableColumn("max", "{high_ms:.2f}"),
+    TableColumn("speed-up", "{times_as_fast:.2f}"),
     TableColumn("difference", "{max_error:.1e}"),
     TableColumn("top 5", "{top_5:.1%}"),
 )

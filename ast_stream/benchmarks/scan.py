@@ -53,8 +53,8 @@ COLUMNS = (
     TableColumn("files", "{files}"),
     TableColumn("seconds", "{audio_s:.0f}"),
     TableColumn("times real time", "{times_real_time:.0f}"),
-    TableColumn("a core", "{times_by_cpu:.0f}"),
-    TableColumn("CPU ms a window", "{cpu_ms:.2f}"),
+    TableColumn("per core", "{times_by_cpu:.0f}"),
+    TableColumn("CPU ms per window", "{cpu_ms:.2f}"),
     TableColumn("events", "{events}"),
     TableColumn("peak MiB", "{peak_mib:.0f}"),
 )

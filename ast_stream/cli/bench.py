@@ -63,9 +63,9 @@ def model(
 ) -> None:
     """Time the model, features included, beside transformers where that is installed.
 
-    The implementations run in turn; times are medians over the rounds, and `times as fast` counts
-    from transformers' default, sdpa in fp32. `difference` is the largest difference of a score
-    from the first implementation's; `top 5` is how much of its five highest classes is kept.
+    The implementations run alternately; times are medians over the rounds. `speed-up` is relative
+    to transformers' default, sdpa in fp32; `difference` is the largest difference of any score
+    from it, and `top 5` the ratio of its five highest classes that are kept.
 
     Example: ast-stream bench model --model ast-base --batch 1 --batch 8
     """

@@ -108,8 +108,8 @@ class Comparison:
     problems: list[str] = field(default_factory=list)
     figures: Counter[str] = field(default_factory=Counter)
     worst_score: float = 0.0
-    excused: Counter[str] = field(default_factory=Counter)  # lost samples, by reason
-    unexcused: int = 0  # lost samples
+    explained: Counter[str] = field(default_factory=Counter)  # lost samples, by reason
+    unexplained: int = 0  # lost samples
     faults: list[Injected] = field(default_factory=list)
     recoveries: dict[str, list[Recovery]] = field(default_factory=lambda: defaultdict(list))
 
@@ -121,9 +121,9 @@ class Comparison:
             lines.append(f"{name:<28}{len(found):>6}{n_recovered(found):>11}{times}")
         lines.append("")
         lines += [f"{name:<58}{n:>9}" for name, n in self.figures.items()]
-        for reason, n in sorted(self.excused.items()):
-            lines.append(f"{f'samples lost, excused: {reason}':<58}{n:>9}")
-        lines.append(f"{'samples lost, unexcused':<58}{self.unexcused:>9}")
+        for reason, n in sorted(self.explained.items()):
+            lines.append(f"{f'samples lost, explained: {reason}':<58}{n:>9}")
+        lines.append(f"{'samples lost, unexplained':<58}{self.unexplained:>9}")
         lines.append(f"{'largest difference of a score':<58}{self.worst_score:>9.5f}")
         lines.append(f"{'unexplained':<58}{len(self.problems):>9}")
         return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
@@ -246,7 +246,7 @@ def check_time(name: str, recording: Recording, comparison: Comparison) -> None:
     moved_s = min(late[-_TIME_POINTS:]) - min(late[:_TIME_POINTS])
     comparison.figures["live epochs whose time was checked"] += 1
     if abs(moved_s) > TIME_SLACK_S:
-        comparison.unexcused += max(0, round(moved_s * SAMPLE_RATE))
+        comparison.unexplained += max(0, round(moved_s * SAMPLE_RATE))
         comparison.problems.append(
             f"{name}: in {recording.end / SAMPLE_RATE:.1f} s of audio {moved_s:+.2f} s are in no "
             "record"
@@ -276,11 +276,11 @@ def compare_gaps(epoch: Epoch, decided: int, comparison: Comparison) -> None:
     )
     holes = _merged(hole for hole in epoch.recording.holes if hole[1] <= decided)
     for start, stop, reason in published:
-        comparison.excused[reason] += stop - start
+        comparison.explained[reason] += stop - start
     published = [gap for gap in published if gap[1] <= decided]
     if published != holes:
         wrong = set(published) ^ set(holes)
-        comparison.unexcused += sum(stop - start for start, stop, _ in wrong)
+        comparison.unexplained += sum(stop - start for start, stop, _ in wrong)
         comparison.problems.append(
             f"{epoch.name}: gap records {published} are not the holes of the source {holes}"
         )
@@ -308,9 +308,9 @@ def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -
     for gap in epoch.gaps:
         comparison.figures[f"gap records: {gap['reason']}"] += 1
         if gap["reason"] == RESTART_GAP:
-            comparison.excused[RESTART_GAP] += gap["samples"]
+            comparison.explained[RESTART_GAP] += gap["samples"]
         elif epoch.recording is None:
-            comparison.unexcused += gap["samples"]
+            comparison.unexplained += gap["samples"]
             comparison.problems.append(
                 f"{epoch.name}: lost {gap['samples']} samples from {gap['start']} on "
                 f"({gap['reason']}), which the ring had"
@@ -422,7 +422,7 @@ def _check_coverage(box: Box, log: list[tuple[str, Body]], comparison: Compariso
                 lost[span.epoch, span.reason] += span.samples
             expected = stops.get(span.epoch, 0)
             if span.start_sample != expected:
-                comparison.unexcused += abs(span.start_sample - expected)
+                comparison.unexplained += abs(span.start_sample - expected)
                 comparison.problems.append(
                     f"{stream} {span.epoch[:8]}: the ledger goes on at sample {span.start_sample} "
                     f"instead of {expected}"

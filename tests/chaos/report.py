@@ -15,19 +15,20 @@ from ast_stream.version import __version__
 
 _MAX_CHARACTERS = 300
 _HOW = (
-    "Real processes of one box, disturbed by a seeded plan: captures of scenes, of a sound card "
-    "(a virtual one) and of a radio station (MP3 over HTTP), the worker with the bundled "
-    "checkpoint, alerts with a webhook, two readers of the feed. What came of it is compared with "
-    "the detector alone on the same audio: every event that the rings cover must be the same, "
-    "to the sample; what is lost must be in gap records and in the ledger, to the sample; every "
-    "event has one begin, one end, and is delivered once."
+    "Real processes of one box run under a seeded plan of faults: captures of scenes, of a "
+    "(virtual) sound card and of a radio station (MP3 over HTTP), the worker with the bundled "
+    "checkpoint, alerts with a webhook, and two readers of the feed. The result is compared "
+    "with the detector alone on the same audio. Every event that the rings cover must be the "
+    "same, to the sample; lost audio must be in gap records and in the ledger, to the sample; "
+    "every event has one begin and one end, and is delivered once."
 )
 _RECOVERY = (
-    "Recovery is timed from the end of a fault (a kill ends at once) until all streams that it "
-    "concerns are scored with less than 2 s of backlog and, where alerts were hit, these hear the "
-    "worker. Health comes once a second, so a second of each figure may be that. Only faults after "
-    "which nothing else was done are timed; every other one must have recovered in the end. A "
-    "worker that died has to load its model again."
+    "Recovery time is measured from the end of a fault (a kill ends at once) until all "
+    "affected streams are scored with less than 2 s of backlog and, if alerts was hit, it "
+    "receives the worker's messages again. Health is published once a second, so each figure "
+    "may be up to a second too long. Only faults that are not followed by another one are "
+    "timed; after all others the box must have recovered in the end. A worker that died has "
+    "to load its model again."
 )
 
 
@@ -43,7 +44,7 @@ def section(
     figures = comparison.figures
     done = sum(map(len, comparison.recoveries.values()))
     recovered = sum(map(n_recovered, comparison.recoveries.values()))
-    excused = sum(comparison.excused.values())
+    explained = sum(comparison.explained.values())
     return {
         "order": 10,
         "title": "Faults",
@@ -60,13 +61,13 @@ def section(
         "text": [_HOW, _RECOVERY],
         "tables": [
             {
-                "columns": ["all in all", ""],
+                "columns": ["total", ""],
                 "rows": [
                     ["faults injected", done],
                     ["recovered", recovered],
                     ["events", figures["events"]],
                     [
-                        "event messages equal to the undisturbed ones",
+                        "event messages equal to those of an undisturbed run",
                         figures["event messages equal to the undisturbed ones"],
                     ],
                     [
@@ -74,17 +75,17 @@ def section(
                         figures["windows with equal scores"],
                     ],
                     ["samples listened to", figures["samples listened"]],
-                    ["samples lost, excused", excused],
-                    ["samples lost, unexcused", comparison.unexcused],
+                    ["samples lost, explained by a fault", explained],
+                    ["samples lost, unexplained", comparison.unexplained],
                     [
-                        "alerts delivered, of those expected",
+                        "alerts delivered",
                         f"{figures['alerts delivered']} of {figures['alerts expected']}",
                     ],
                     [
                         "alerts sent again after a kill, with the same id",
                         figures["alerts repeated after a kill, with the same id"],
                     ],
-                    ["messages twice, and differences unexplained", len(comparison.problems)],
+                    ["duplicate messages and unexplained differences", len(comparison.problems)],
                 ],
             },
             {
@@ -94,10 +95,10 @@ def section(
                 ],
             },
             {
-                "columns": ["lost for", "samples", "seconds"],
+                "columns": ["reason of the loss", "samples", "seconds"],
                 "rows": [
                     [reason, n, round(n / SAMPLE_RATE, 1)]
-                    for reason, n in sorted(comparison.excused.items())
+                    for reason, n in sorted(comparison.explained.items())
                 ],
             },
         ],

@@ -12,7 +12,7 @@ def _gap(start: int, samples: int, reason: str = "device_lost") -> dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("gaps", "unexcused"),
+    ("gaps", "unexplained"),
     [
         ([_gap(16_000, 32_000), _gap(80_000, 1_600, "overflow")], 0),
         ([_gap(16_000, 2_000), _gap(18_000, 30_000), _gap(80_000, 1_600, "overflow")], 0),
@@ -22,14 +22,14 @@ def _gap(start: int, samples: int, reason: str = "device_lost") -> dict[str, obj
     ],
 )
 def test_gap_records_that_are_not_the_holes_are_found(
-    gaps: list[dict[str, object]], unexcused: int
+    gaps: list[dict[str, object]], unexplained: int
 ) -> None:
     comparison = Comparison()
     epoch = Epoch("mic", "ab" * 16, gaps=gaps, recording=Recording(holes=HOLES, end=100_000))
     compare_gaps(epoch, 90_000, comparison)
-    assert comparison.unexcused == unexcused
-    assert bool(comparison.problems) is (unexcused > 0)
-    assert sum(comparison.excused.values()) == sum(int(str(gap["samples"])) for gap in gaps)
+    assert comparison.unexplained == unexplained
+    assert bool(comparison.problems) is (unexplained > 0)
+    assert sum(comparison.explained.values()) == sum(int(str(gap["samples"])) for gap in gaps)
 
 
 def test_a_hole_that_is_not_decided_yet_needs_no_record() -> None:
@@ -39,11 +39,11 @@ def test_a_hole_that_is_not_decided_yet_needs_no_record() -> None:
     assert comparison.problems == []
 
 
-@pytest.mark.parametrize(("late_s", "unexcused"), [(0.2, 0), (1.0, 16_000), (-1.0, 0)])
-def test_time_that_is_in_no_record_is_found(late_s: float, unexcused: int) -> None:
+@pytest.mark.parametrize(("late_s", "unexplained"), [(0.2, 0), (1.0, 16_000), (-1.0, 0)])
+def test_time_that_is_in_no_record_is_found(late_s: float, unexplained: int) -> None:
     lateness_s = [5.0 + 0.1 * (place % 3) for place in range(20)]
     lateness_s += [late + late_s for late in lateness_s]
     comparison = Comparison()
     check_time("mic", Recording(end=640_000, lateness_s=lateness_s), comparison)
-    assert comparison.unexcused == unexcused
+    assert comparison.unexplained == unexplained
     assert bool(comparison.problems) is (abs(late_s) > 0.5)

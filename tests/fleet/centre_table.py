@@ -2,7 +2,7 @@
 
 What a box keeps is read here without the forwarder: events and gaps from its log as it grew, alerts
 from their database, coverage from the ledger, health from the spool. A message that is missing is
-excused only where the box itself has said that it no longer had it, by a row of kind `lost`.
+explained only where the box itself has said that it no longer had it, by a row of kind `lost`.
 """
 
 from __future__ import annotations

@@ -168,12 +168,12 @@ def section_of(
         "text": [text],
         "tables": [
             {
-                "columns": ["all in all", ""],
+                "columns": ["total", ""],
                 "rows": [
-                    ["operations of the minute", outcome.n_operations],
-                    ["of them syncs", n_syncs],
-                    ["operations after which the power was cut", outcome.n_cuts],
-                    ["disks that the box was started on", outcome.n_states],
+                    ["operations", outcome.n_operations],
+                    ["syncs among them", n_syncs],
+                    ["operations followed by a power cut", outcome.n_cuts],
+                    ["disks on which the box was started", outcome.n_states],
                     ["promises broken", len(outcome.broken)],
                 ],
             }
@@ -184,18 +184,19 @@ def section_of(
 
 _OF_WORKER = (
     "Every write, sync, rename and removal of a busy minute is recorded below the real "
-    "worker, alert engine, outbox and SQLite. After an operation the disk is left as "
-    "POSIX permits: all that is not synced lost, nothing lost, or some of it, in blocks, "
-    "torn and out of order. The box is started on each: what was acknowledged must be "
-    "there, nothing twice with another id, every begin must get its end, and the ledger "
-    "must not claim what was not heard."
+    "worker, alert engine, outbox and SQLite. After each chosen operation, the disk is left "
+    "in a state that POSIX permits: everything that was not synced is lost, or nothing, or "
+    "some of it, in blocks, torn and out of order. The box is started on each of these disks: "
+    "what was acknowledged must be there, nothing may come twice under another id, every "
+    "begin must get its end, and the ledger must not claim audio that was not heard."
 )
 _OF_RECORDER = (
-    "The same of a minute of the real recorder, with its history, clips, score log and a person "
-    "who judges events. It is started on each disk, beside a worker that has no more sound: the "
-    "history must open as it is and know every event, end and gap that was published, verdicts "
-    "that were confirmed must be there, each clip that was shown must be there sample by sample, "
-    "files and index must agree, and each event must have its clip or the reason why not."
+    "The same for a minute of the real recorder, with its history, clips, score log and a "
+    "person who gives verdicts. It is started on each disk, beside a worker that has no more "
+    "audio. The history must open without repair and have every published event, end and gap "
+    "and every confirmed verdict; each clip that was listed must be complete, sample by "
+    "sample; files and index must agree; and each event must have its clip or the reason why "
+    "not."
 )
 
 

@@ -16,7 +16,7 @@ def test_the_page_is_what_the_measurements_say() -> None:
 def test_nothing_is_lost_without_an_excuse_in_what_was_measured() -> None:
     faults = json.loads((make_reliability.SECTIONS / "faults.json").read_text())
     totals = dict(faults["tables"][0]["rows"])
-    assert totals["samples lost, unexcused"] == 0
+    assert totals["samples lost, unexplained"] == 0
     assert totals["faults injected"] == totals["recovered"] > 100
 
 
@@ -40,7 +40,7 @@ def test_a_section_shows_its_command_its_facts_and_tables_in_the_order_it_asks_f
     assert "```\nmake early\n```\n\n2026-11-28." in page
     assert "seed 7." in page
     assert "| what | n |\n|---|---:|\n| a\\|b | 1 234 567 |\n| c | 0.5 |" in page
-    assert "Not explained:\n\n- something is wrong" in page
+    assert "Unexplained:\n\n- something is wrong" in page
 
 
 @pytest.mark.parametrize("gate_dbfs", [None, -50.0])
@@ -76,7 +76,7 @@ def test_a_fuzz_report_becomes_a_section() -> None:
     report["decoders"] = [decoder | {"findings": ["IndexError at codec.py:5"]}]
     page = make_reliability.render([make_reliability.fuzz_section(report, "make fuzz")])
     assert "| feed | 1 000 | 10 | 990 | 0.01 |" in page
-    assert "Not explained:\n\n- feed: IndexError at codec.py:5" in page
+    assert "Unexplained:\n\n- feed: IndexError at codec.py:5" in page
 
 
 def test_an_attempt_that_did_not_end_as_said_is_a_problem() -> None:
@@ -86,5 +86,5 @@ def test_an_attempt_that_did_not_end_as_said_is_a_problem() -> None:
     report = {"seconds": 200, "attempts": 1, "held": 0, "flood": flood, "rows": [row]}
     page = make_reliability.render([make_reliability.intruder_section(report, "make intruder")])
     assert "| no key | disconnected | 3 | NO |" in page
-    assert "0 of 1 ended as it says" in page
-    assert "Not explained:\n\n- no key" in page
+    assert "0 of 1 ended as stated there" in page
+    assert "Unexplained:\n\n- no key" in page

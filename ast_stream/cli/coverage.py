@@ -6,7 +6,8 @@ import importlib
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,10 @@ from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
 from ast_stream.coverage.ledger import read_all_spans
-from ast_stream.coverage.spans import KINDS
-from ast_stream.coverage.timeline import Coverage
+from ast_stream.coverage.spans import KINDS, Span
+from ast_stream.coverage.timeline import Coverage, Others
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.pool.coverage import ask_pool
 from ast_stream.runtime.files import replace_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
 from ast_stream.runtime.state_format import check_state_dir
@@ -37,6 +39,7 @@ _COLOURS = {
     "missing": "#b0b0b0",
     "gap": "#c8322b",
     "off": "#f0f0f0",
+    "elsewhere": "#7aa6d8",
 }
 _DPI = 110
 
@@ -66,6 +69,9 @@ def coverage(
 ) -> None:
     """Show for how long each stream was listened to, gated, degraded, missing or lost in gaps.
 
+    In a pool of workers it is the coverage by all of them: each is asked for its part, which needs
+    the right `feed` there. The time of one that cannot be asked is elsewhere, with its name.
+
     All time since the first record of a stream is one of these. Streams of the configuration are
     accounted for until now. Those whose source can end (a file that is not looped, standard input,
     a scene), and all without -c, are accounted for until their last record: what follows may be
@@ -73,7 +79,7 @@ def coverage(
     accounted for until then.
 
     Listened, gated and degraded time counts as heard: it was not lost. Time in which a stream is
-    not in the configuration is off, and is left out.
+    not in the configuration is off, and is left out, as is time elsewhere.
 
     Example: ast-stream coverage -c /etc/ast-stream/config.yaml --since 24h
     """
@@ -85,14 +91,21 @@ def coverage(
         for part in parts:
             check_state_dir(Path(part.state_dir), str(config))
     ledgers = [(coverage_ledger(part).folder, unwritten_coverage(part).path) for part in parts]
-    found = _coverages(settings if config else None, ledgers, streams, since, until)
+    found, unasked = _coverages(settings if config else None, ledgers, streams, since, until)
+    for name, why in sorted(unasked.items()):
+        say(f"warning: worker {name} of the pool was not asked: {why}", err=True)
     if png is not None:
         _write_png(png, found)
     if as_json:
         for report in found:
-            print(json_line(report.to_json()))
+            shown = report.to_json()
+            print(json_line(shown | ({"not_asked": unasked} if settings.pool else {})))
     else:
         console(stderr=False, piped_width=140).print(_table(found), crop=False)
+        for report in found:
+            for workers, count in report.reasons.get("elsewhere", {}).items():
+                duration = _duration(samples_to_seconds(count))
+                print(f"{report.stream} was at {workers} for {duration}")
     problems = [] if at_least is None else _check(found, at_least)
     if not any(report.stretches for report in found):
         places = " and ".join(str(folder) for folder, _ in ledgers)
@@ -114,6 +127,12 @@ def _check(found: Sequence[Coverage], min_percent: float) -> list[str]:
                 "time since then is not in the check",
                 err=True,
             )
+        if report.elsewhere:
+            say(
+                f"warning: {report.stream} was elsewhere for "
+                f"{_duration(samples_to_seconds(report.elsewhere))}: that is not in the check",
+                err=True,
+            )
         is_off = report.total == 0 and report.off > 0  # it was not to be listened to at any time
         if not is_off and 100 * (report.heard or 0.0) < min_percent:
             heard = percent(report.heard) or "none"
@@ -130,8 +149,10 @@ def _coverages(
     wanted: Sequence[str] | None,
     since: str | None,
     until: str | None,
-) -> list[Coverage]:
+) -> tuple[list[Coverage], Mapping[str, str]]:
     """Return the coverage of the streams in a configuration and of those that were recorded.
+
+    Also which workers of its pool were not asked, and why.
 
     Raises:
         UsageError: a stream or a time that cannot be meant.
@@ -147,6 +168,33 @@ def _coverages(
         raise AstStreamError(
             f"cannot read the coverage ledger {error.filename}: {error.strerror}"
         ) from error
+    with ExitStack() as stack:
+        others: Callable[[str], Others] = _nobody_else
+        unasked: Mapping[str, str] = {}
+        if settings is not None and settings.pool is not None:
+            pool = stack.enter_context(ask_pool(settings, spans, since_ns, until_ns))
+            spans, others, unasked = pool.joined(), pool.others(), pool.unasked
+        return _of_spans(settings, spans, wanted, now_ns, since_ns, until_ns, others), unasked
+
+
+def _nobody_else(stream: str) -> Others:
+    return lambda *_: ()
+
+
+def _of_spans(
+    settings: Settings | None,
+    spans: Mapping[str, Sequence[Span]],
+    wanted: Sequence[str] | None,
+    now_ns: int,
+    since_ns: int | None,
+    until_ns: int | None,
+    others: Callable[[str], Others],
+) -> list[Coverage]:
+    """Return the coverage of streams with these spans, and of those in a configuration.
+
+    Raises:
+        UsageError: a stream that cannot be meant.
+    """
     configured = [] if settings is None else settings.streams
     lasting = {stream.name for stream in configured if not stream.source.can_end}
     names = [stream.name for stream in configured]
@@ -163,6 +211,7 @@ def _coverages(
             is_expected=name in lasting,
             since_ns=since_ns,
             until_ns=until_ns,
+            others=others(name),
         )
         for name in names
         if not wanted or name in wanted
@@ -170,8 +219,12 @@ def _coverages(
 
 
 def _table(found: Sequence[Coverage]) -> Table:
-    has_off = any(report.off for report in found)
-    figures = (*KINDS, "off", "heard") if has_off else (*KINDS, "heard")
+    left_out = [
+        kind
+        for kind in ("off", "elsewhere")
+        if any(stretch.kind == kind for report in found for stretch in report.stretches)
+    ]
+    figures = (*KINDS, *left_out, "heard")
     table = plain_table("stream", "from", "to", *figures, right=figures)
     for report in found:
         if not report.stretches:
@@ -181,8 +234,9 @@ def _table(found: Sequence[Coverage]) -> Table:
             _second(ns) for ns in (report.stretches[0].time_ns, report.stretches[-1].stop_ns)
         )
         last += ", its last record" if report.ends_with_record else ""
-        counts = [*report.samples.values(), *([report.off] if has_off else [])]
-        durations = (_duration(samples_to_seconds(count)) for count in counts)
+        counts: dict[str, int] = dict(report.samples.items())
+        counts |= {"off": report.off, "elsewhere": report.elsewhere}
+        durations = (_duration(samples_to_seconds(counts[kind])) for kind in (*KINDS, *left_out))
         table.add_row(report.stream, first, last, *durations, percent(report.heard))
     return table
 

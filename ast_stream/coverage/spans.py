@@ -24,7 +24,7 @@ from ast_stream.messages.codec import (
 )
 from ast_stream.units import samples_to_ns
 
-Kind = Literal["listened", "gated", "degraded", "missing", "gap", "off"]
+Kind = Literal["listened", "gated", "degraded", "missing", "gap", "off", "elsewhere"]
 """How samples were dealt with.
 
 * listened: every window that was due was scored
@@ -33,6 +33,7 @@ Kind = Literal["listened", "gated", "degraded", "missing", "gap", "off"]
 * missing: nothing ran that could have listened
 * gap: lost, with a record of it on the feed
 * off: not in the configuration: from a span with the reason `REMOVED` until the next span
+* elsewhere: at workers of a pool whose ledgers were not read, named in the reason; in no ledger
 """
 
 KINDS: tuple[Kind, ...] = ("listened", "gated", "degraded", "missing", "gap")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -66,8 +66,8 @@ class Stretch:
         return {key: value for key, value in values.items() if value is not None}
 
 
-class _Taken:
-    """Wall time that is accounted for: ranges that are disjoint and in order."""
+class Taken:
+    """What is accounted for, in time or samples: ranges that are disjoint and in order."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -93,7 +93,13 @@ class _Taken:
         return [(begin_ns, end_ns) for begin_ns, end_ns in parts if begin_ns < end_ns]
 
 
-def timeline(spans: Sequence[Span], until_ns: int | None = None) -> list[Stretch]:
+Others = Callable[[Span, Span | None], Sequence[str]]
+"""Returns the workers that may have had a stream between two records; None: until now."""
+
+
+def timeline(
+    spans: Sequence[Span], until_ns: int | None = None, others: Others = lambda *_: ()
+) -> list[Stretch]:
     """Return the spans of one stream with the time between them, which is missing.
 
     Within an epoch consecutive samples follow each other, whatever the wall clock says meanwhile:
@@ -102,13 +108,14 @@ def timeline(spans: Sequence[Span], until_ns: int | None = None) -> list[Stretch
 
     Args:
         until_ns: time after the last span is missing up to here; None: it is not counted.
+        others: whose records were not read; where there are any, the time is theirs.
     """
     found: list[Stretch] = []
     before: Span | None = None
-    taken = _Taken.by(spans)
+    taken = Taken.by(spans)
     for span in spans:
         if before is not None and not _follows(span, before):
-            found += _unrecorded(before, span.time_ns, taken)
+            found += _unrecorded(before, span.time_ns, taken, others(before, span))
         found.append(
             Stretch(
                 span.kind, span.time_ns, span.samples, span.reason, span.epoch, span.start_sample
@@ -116,7 +123,7 @@ def timeline(spans: Sequence[Span], until_ns: int | None = None) -> list[Stretch
         )
         before = span
     if before is not None and until_ns is not None:
-        found += _unrecorded(before, until_ns, taken)
+        found += _unrecorded(before, until_ns, taken, others(before, None))
     return found
 
 
@@ -144,6 +151,7 @@ class Coverage:
         is_expected: bool,
         since_ns: int | None = None,
         until_ns: int | None = None,
+        others: Others = lambda *_: (),
     ) -> Coverage:
         """Return the coverage of a stream between two moments.
 
@@ -152,13 +160,14 @@ class Coverage:
             since_ns: None, or earlier than the first record: from that on.
             until_ns: None: until now if it is expected, else to the last record. Time behind the
                 last record is missing once it is older than `UNDECIDED_NS`.
+            others: see `timeline`.
         """
         stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)
         last_ns = spans[-1].stop_ns if spans else stop_ns
         is_off = bool(spans) and spans[-1].begins_off
         is_old = is_off or now_ns - last_ns > UNDECIDED_NS
         is_counted_on = is_off or is_expected or until_ns is not None
-        stretches = timeline(spans, stop_ns if is_old and is_counted_on else None)
+        stretches = timeline(spans, stop_ns if is_old and is_counted_on else None, others)
         begin_ns = 0 if since_ns is None else since_ns
         end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
         parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
@@ -184,6 +193,11 @@ class Coverage:
         return sum(stretch.samples for stretch in self.stretches if stretch.kind == "off")
 
     @property
+    def elsewhere(self) -> int:
+        """Samples of the time that is at workers whose ledgers were not read."""
+        return sum(stretch.samples for stretch in self.stretches if stretch.kind == "elsewhere")
+
+    @property
     def heard(self) -> float | None:
         """Part of the time that was not lost: listened, gated or degraded; None: no time at all."""
         samples = self.samples
@@ -202,7 +216,7 @@ class Coverage:
     def to_json(self) -> dict[str, Any]:
         """Return the coverage as JSON values."""
         samples: dict[str, int] = dict(self.samples.items())
-        samples |= {"total": self.total, "off": self.off}
+        samples |= {"total": self.total, "off": self.off, "elsewhere": self.elsewhere}
         first, last = self.stretches[:1], self.stretches[-1:]
         return {
             "stream": self.stream,
@@ -221,12 +235,14 @@ def _follows(span: Span, before: Span) -> bool:
     return span.epoch == before.epoch and span.start_sample == before.stop_sample
 
 
-def _unrecorded(before: Span, until_ns: int, taken: _Taken) -> list[Stretch]:
+def _unrecorded(before: Span, until_ns: int, taken: Taken, others: Sequence[str]) -> list[Stretch]:
     """Return the time between a span and what follows it, where nothing speaks of it yet."""
     if _samples(until_ns - before.stop_ns) <= 0:
         return []
     kind: Kind = "off" if before.begins_off else "missing"
     reason = REMOVED if before.begins_off else NOT_RECORDED
+    if others and not before.begins_off:
+        kind, reason = "elsewhere", ", ".join(others)
     return [
         Stretch(kind, start_ns, absent, reason)
         for start_ns, stop_ns in taken.take(before.stop_ns, until_ns)

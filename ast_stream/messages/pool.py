@@ -82,6 +82,8 @@ class StreamClaim(Body):
     worker: MemberName
     is_continued: bool
     """It goes on where the worker before it was; else that one ends its own events."""
+    start: Annotated[int | None, Field(ge=0)] = None
+    """The first sample that it accounts for; None: not known."""
 
 
 class StreamHistory(Body):

@@ -1,6 +1,7 @@
 """Queries to a publisher and their answers.
 
-A query is one JSON frame, its answer a JSON frame, for audio with a second one of PCM.
+A query is one JSON frame, its answer a JSON frame, for audio with a second one of PCM. The answer
+to a query for coverage is `coverage.answer`'s.
 """
 
 from __future__ import annotations
@@ -81,12 +82,21 @@ class AudioQuery(Request):
     """Of the same kind."""
 
 
-Query = ReplayQuery | SnapshotQuery | PingQuery | AudioQuery
+class CoverageQuery(Request):
+    """Ask a worker what its coverage ledger has of a time; without one, of all time."""
+
+    op: Literal["coverage"] = "coverage"
+    since_ns: Annotated[Time | None, Field(alias="from")] = None
+    until_ns: Annotated[Time | None, Field(alias="to")] = None
+
+
+Query = ReplayQuery | SnapshotQuery | PingQuery | AudioQuery | CoverageQuery
 _QUERIES: dict[str, type[Query]] = {
     "replay": ReplayQuery,
     "snapshot": SnapshotQuery,
     "ping": PingQuery,
     "audio": AudioQuery,
+    "coverage": CoverageQuery,
 }
 
 
@@ -94,12 +104,14 @@ def decode_query(frames: list[bytes]) -> Query:
     """Return a query.
 
     Raises:
-        WireError: it is not one of the four queries in the format.
+        WireError: it is not one of the queries in the format.
     """
     return decode_request(frames, _QUERIES, "query")
 
 
-class _Answer(Body):
+class Answer(Body):
+    """An answer of one frame."""
+
     boot: Annotated[Text, Field(exclude=True)]
     """The publisher's run."""
 
@@ -117,7 +129,7 @@ class _Answer(Body):
         return cls.from_json(_decode_answer(frames), "answer to a query")
 
 
-class PingAnswer(_Answer):
+class PingAnswer(Answer):
     """Where a publisher stands."""
 
     started_ns: Time
@@ -126,7 +138,7 @@ class PingAnswer(_Answer):
     """`seq` of its last event or gap, 0 if there is none."""
 
 
-class Snapshot(_Answer):
+class Snapshot(Answer):
     """How everything is now."""
 
     streams: list[Health]

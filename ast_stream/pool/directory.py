@@ -119,9 +119,19 @@ class PoolDirectory:
                 self._member = self._member.model_copy(update={"state": state})
                 self._is_changed = True
 
-    def claim(self, stream: str, epoch: str, term: int, *, is_continued: bool) -> None:
-        """Claim an epoch of a stream for this worker."""
-        claim = StreamClaim(epoch=epoch, term=term, worker=self.name, is_continued=is_continued)
+    def claim(
+        self,
+        stream: str,
+        epoch: str,
+        term: int,
+        *,
+        is_continued: bool,
+        start: int | None = None,
+    ) -> None:
+        """Claim an epoch of a stream for this worker, which accounts for it from `start` on."""
+        claim = StreamClaim(
+            epoch=epoch, term=term, worker=self.name, is_continued=is_continued, start=start
+        )
         with self._lock:
             self._claims[stream, claim] = None
             while len(self._claims) > _MAX_CLAIMS_WAITING:

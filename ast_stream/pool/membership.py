@@ -332,6 +332,11 @@ def _placement(members: Mapping[str, PoolMember]) -> dict[str, tuple[object, ...
     }
 
 
+def last_known(settings: Settings) -> list[PoolMember]:
+    """Return the members that a process of this box has seen last."""
+    return _read(pool_members(settings).path)
+
+
 def _read(file: Path) -> list[PoolMember]:
     """Return the last known members."""
 

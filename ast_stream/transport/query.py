@@ -1,4 +1,4 @@
-"""The query endpoint of a publisher: replay, snapshot and audio; server and client.
+"""The query endpoint of a publisher: replay, snapshot, audio and coverage; server and client.
 
 Every request gets one answer, also one that makes no sense. Clients are DEALERs, or REQs with
 their empty delimiter. Nothing waits for a client: an answer that does not fit into its queue is
@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from ast_stream.messages.query import (
     MAX_AUDIO_S,
     AudioAnswer,
     AudioQuery,
+    CoverageQuery,
     PingAnswer,
     PingQuery,
     Query,
@@ -44,7 +45,7 @@ from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop continues; the rest waits in the socket
 # by op; anyone may ping, and whoever hands out audio says who gets it
-_NEEDED = {"replay": FEED, "snapshot": FEED}
+_NEEDED = {"replay": FEED, "snapshot": FEED, "coverage": FEED}
 SELF = Requester("this process", "this process", os.getpid(), True, ALL_RIGHTS)
 _POLL_MS = 100  # how late a stop is noticed
 
@@ -115,6 +116,16 @@ class ReleasedAudio:
     withheld: list[tuple[int, int]] | None = None
 
 
+class LaterAnswers(Protocol):
+    """Answers queries for coverage while the publisher goes on."""
+
+    def ask(self, envelope: list[bytes], query: CoverageQuery) -> None:
+        """Answer a query later; raises `WireError` if that cannot be."""
+
+    def finished(self) -> list[tuple[list[bytes], list[bytes]]]:
+        """Return the answers that are ready, each with the envelope of its client."""
+
+
 class QueryServer:
     """Answers queries between two turns of the worker's loop.
 
@@ -123,6 +134,7 @@ class QueryServer:
         snapshot: returns streams, open events and status.
         audio: returns what somebody may have of a range; raises `WireError` with a sentence if
             that is nothing.
+        coverage: answers from the coverage ledger; None: there is none.
 
     Attributes:
         answered: answers, by op; `refused` for requests that make no sense.
@@ -137,6 +149,7 @@ class QueryServer:
         *,
         snapshot: Callable[[], Snapshot],
         audio: Callable[[AudioRange, Requester], ReleasedAudio],
+        coverage: LaterAnswers | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
@@ -144,30 +157,49 @@ class QueryServer:
         self._publisher = publisher
         self._snapshot = snapshot
         self._audio = audio
+        self._coverage = coverage
         self._limited_log = LimitedLog(logger, now_s)
         self.answered: Counter[str] = Counter()
         self.dropped = 0
 
     def serve(self) -> int:
         """Answer the requests that wait, at most `ANSWERS_A_TURN`; return how many."""
+        if self._coverage is not None:
+            for client, late in self._coverage.finished():
+                self._send(client, late)
         for n_answered in range(ANSWERS_A_TURN):
             frames = self._socket.receive()
             if frames is None:
                 return n_answered
             envelope, request = without_envelope(frames)
             requester = self._socket.requester(envelope[0])
-            if not self._socket.send(envelope + self.answer(request, requester)):
-                self.dropped += 1
+            answer = self.answer(request, requester, envelope)
+            if answer:
+                self._send(envelope, answer)
         return ANSWERS_A_TURN
 
-    def answer(self, request: list[bytes], requester: Requester = SELF) -> list[bytes]:
-        """Return the frames that answer the frames of one request."""
+    def _send(self, envelope: list[bytes], answer: list[bytes]) -> None:
+        if not self._socket.send(envelope + answer):
+            self.dropped += 1
+
+    def answer(
+        self, request: list[bytes], requester: Requester = SELF, envelope: Sequence[bytes] = ()
+    ) -> list[bytes]:
+        """Return the frames that answer the frames of one request; none: they come later.
+
+        Args:
+            envelope: of the client.
+        """
         try:
             query = decode_query(request)
             needed = _NEEDED.get(query.op)
             if needed is not None and not requester.rights.may(needed):
                 raise WireError(f"{query.op}: not allowed: the client lacks the right {needed!r}")
-            answer = self._answer(query, requester)
+            answer: list[bytes] = []
+            if isinstance(query, CoverageQuery):
+                self._ask_coverage(query, envelope)
+            else:
+                answer = self._answer(query, requester)
         except WireError as error:
             self.answered["refused"] += 1
             self._limited_log.warning("query refused: %s", error)
@@ -175,7 +207,9 @@ class QueryServer:
         self.answered[query.op] += 1
         return answer
 
-    def _answer(self, query: Query, requester: Requester) -> list[bytes]:
+    def _answer(
+        self, query: ReplayQuery | SnapshotQuery | AudioQuery | PingQuery, requester: Requester
+    ) -> list[bytes]:
         match query:
             case ReplayQuery():
                 return self._replay(query)
@@ -191,6 +225,11 @@ class QueryServer:
                     started_ns=self._publisher.started_ns,
                     durable_seq=self._publisher.durable_position[1],
                 ).encode()
+
+    def _ask_coverage(self, query: CoverageQuery, envelope: Sequence[bytes]) -> None:
+        if self._coverage is None:
+            raise WireError("coverage: this publisher keeps no coverage ledger")
+        self._coverage.ask(list(envelope), query)
 
     def _replay(self, query: ReplayQuery) -> list[bytes]:
         if self._log is None:

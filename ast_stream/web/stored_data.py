@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ast_stream.coverage.ledger import read_all_spans
 from ast_stream.coverage.spans import Span
-from ast_stream.coverage.timeline import Coverage
+from ast_stream.coverage.timeline import Coverage, Others
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.history.database import History
 from ast_stream.history.records import VerdictRecord
 from ast_stream.history.score_blocks import ScoreSpan
 from ast_stream.history.score_log import ScoreReader
+from ast_stream.pool.coverage import ask_pool
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import (
     coverage_ledger,
@@ -29,6 +31,20 @@ from ast_stream.settings.storage import (
 from ast_stream.settings.workers import of_worker, worker_names
 
 COVERAGE_S = 20.0  # for which the coverage is cached
+POOL_ANSWER_S = 4.0  # for which workers of a pool are waited for
+
+
+@dataclass(frozen=True)
+class CoverageOfAll:
+    """The coverage of all streams.
+
+    Attributes:
+        streams: by name, configured streams first.
+        unasked: workers of the pool whose part is missing, and why.
+    """
+
+    streams: Mapping[str, Coverage]
+    unasked: Mapping[str, str]
 
 
 class NoHistoryError(AstStreamError):
@@ -50,6 +66,10 @@ class StoredData:
         self._scores = ScoreReader(score_log(settings).folder, labels)
         self._spans: dict[str, list[Span]] = {}
         self._spans_s = -COVERAGE_S
+        self._asking = threading.Lock()  # of the pool: one at a time, however many look
+        self._of_pool: CoverageOfAll | None = None
+        self._asked_about: tuple[int, int] = (0, 0)
+        self._asked_s = -COVERAGE_S
 
     @property
     def history(self) -> History:
@@ -89,13 +109,33 @@ class StoredData:
         """Return the logged scores of windows that ended in a time range, oldest first."""
         return self._scores.read(stream, since_ns, until_ns)
 
-    def coverage(self, since_ns: int, until_ns: int) -> dict[str, Coverage]:
-        """Return the coverage of each stream by name, configured streams first.
+    def coverage(self, since_ns: int, until_ns: int) -> CoverageOfAll:
+        """Return the coverage of all streams; in a pool that by all its workers, which are asked.
 
         Raises:
             AstStreamError: the ledger cannot be read.
         """
         spans = self._read_spans()
+        if self._settings.pool is None:
+            return CoverageOfAll(self._of_spans(spans, since_ns, until_ns), {})
+        with self._asking:
+            is_old = time.monotonic() - self._asked_s >= COVERAGE_S
+            if self._of_pool is None or is_old or self._asked_about != (since_ns, until_ns):
+                with ask_pool(
+                    self._settings, spans, since_ns, until_ns, POOL_ANSWER_S, max_pages=1
+                ) as pool:
+                    found = self._of_spans(pool.joined(), since_ns, until_ns, pool.others())
+                    self._of_pool = CoverageOfAll(found, pool.unasked)
+                self._asked_about, self._asked_s = (since_ns, until_ns), time.monotonic()
+            return self._of_pool
+
+    def _of_spans(
+        self,
+        spans: Mapping[str, Sequence[Span]],
+        since_ns: int,
+        until_ns: int,
+        others: Callable[[str], Others] = lambda _: lambda *_: (),
+    ) -> dict[str, Coverage]:
         configured = [stream.name for stream in self._settings.streams]
         lasting = {stream.name for stream in self._settings.streams if not stream.source.can_end}
         now_ns = time.time_ns()
@@ -107,6 +147,7 @@ class StoredData:
                 is_expected=name in lasting,
                 since_ns=since_ns,
                 until_ns=min(until_ns, now_ns),
+                others=others(name),
             )
             for name in dict.fromkeys([*configured, *sorted(spans)])
         }

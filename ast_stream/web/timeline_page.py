@@ -37,7 +37,7 @@ SAME_ALERT_S = 1.0  # an alert and what its rule would have fired are the same i
 _SHADES = 6
 _MINUTE_S = 60
 # a minute is shown as the first of these kinds that occurs in it
-_BY_WEIGHT = ("gap", "missing", "degraded", "gated", "listened", "off")
+_BY_WEIGHT = ("gap", "missing", "elsewhere", "degraded", "gated", "listened", "off")
 KIND_WORDS = {
     "listened": "listened",
     "gated": "quiet, not scored",
@@ -45,6 +45,7 @@ KIND_WORDS = {
     "missing": "not listened",
     "gap": "lost",
     "off": "not configured",
+    "elsewhere": "at a worker that was not asked",
 }
 
 
@@ -97,7 +98,8 @@ def timeline(request: Request) -> Response:
     today = local_time(now_ns).date()
     day = parse_day(request.query_params.get("day"), today)
     since_ns, until_ns = day_range(day)
-    coverages = past.coverage(since_ns, until_ns)
+    covered = past.coverage(since_ns, until_ns)
+    coverages = covered.streams
     problem, heat, days = None, None, []
     is_judged = request.query_params.get("rules") == "now"
     would_be: list[Alert] = []
@@ -147,7 +149,12 @@ def timeline(request: Request) -> Response:
         day_s=(until_ns - since_ns) // NS_PER_SECOND,
         heat=heat,
         days=days,
-        kinds=KIND_WORDS,
+        kinds={
+            kind: words
+            for kind, words in KIND_WORDS.items()
+            if kind != "elsewhere" or services.settings.pool is not None
+        },
+        unasked=dict(sorted(covered.unasked.items())),
         zone=zone(since_ns),
         is_judged=is_judged and problem is None,
         judged_address=f"/timeline?day={day.isoformat()}&rules=now",

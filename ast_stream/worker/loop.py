@@ -19,6 +19,7 @@ from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
 from ast_stream.messages.pool import State
+from ast_stream.messages.query import CoverageQuery
 from ast_stream.messages.rings import Hello, Refused, Release, Released, Stay
 from ast_stream.messages.status import Health, WorkerFacts
 from ast_stream.pool.directory import Owner
@@ -37,6 +38,7 @@ from ast_stream.transport.publisher import (
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
 from ast_stream.worker.account import StreamAccount
+from ast_stream.worker.coverage_answers import CoverageAnswers
 from ast_stream.worker.journal import Journal, StreamRecord, encode_record
 from ast_stream.worker.links import (
     LOST_AFTER_RING_S,
@@ -96,12 +98,21 @@ class StreamDirectory(Protocol):
     def report(self, *, streams: Collection[str], state: State) -> None:
         """Say how this worker is."""
 
-    def claim(self, stream: str, epoch: str, term: int, *, is_continued: bool) -> None:
+    def claim(
+        self,
+        stream: str,
+        epoch: str,
+        term: int,
+        *,
+        is_continued: bool,
+        start: int | None = None,
+    ) -> None:
         """Note that this worker has an epoch now.
 
         Args:
             term: number of the worker in that epoch, counted by the capture process.
             is_continued: it goes on where the one before was; else that ends its own events.
+            start: the first sample that it accounts for.
         """
 
     def owner(self, stream: str, epoch: str) -> Owner:
@@ -119,7 +130,15 @@ class NoDirectory:
     def report(self, *, streams: Collection[str], state: State) -> None:
         """Say nothing."""
 
-    def claim(self, stream: str, epoch: str, term: int, *, is_continued: bool) -> None:
+    def claim(
+        self,
+        stream: str,
+        epoch: str,
+        term: int,
+        *,
+        is_continued: bool,
+        start: int | None = None,
+    ) -> None:
         """Note nothing."""
 
     def owner(self, stream: str, epoch: str) -> Owner:
@@ -139,6 +158,8 @@ class Worker:
         syncs_first: sync the event log before anything of an event is sent, and not only before
             its begin is, and before the journal.
         directory: of the pool that the worker belongs to; None: of none.
+        coverage: returns the answer to a query for coverage, given also the run of this worker;
+            called in a thread.
         record_every_s: between journal records that a capture process of the pool is sent.
         now_s: a monotonic clock.
         now: reads both clocks of the machine.
@@ -160,6 +181,7 @@ class Worker:
         ring_folder: str,
         syncs_first: bool,
         directory: StreamDirectory | None = None,
+        coverage: Callable[[CoverageQuery, str], list[bytes]] | None = None,
         record_every_s: float = RECORD_EVERY_S,
         now_s: Callable[[], float] = time.monotonic,
         now: Callable[[], Moment] = read_clocks,
@@ -226,6 +248,7 @@ class Worker:
             feed,
             snapshot=lambda: self._report.snapshot(self._streams, self._now_s()),
             audio=self._access.release,
+            coverage=None if coverage is None else CoverageAnswers(lambda q: coverage(q, boot)),
             now_s=now_s,
         )
         self.use_streams(configs)
@@ -531,7 +554,14 @@ class Worker:
             stream.use_link(link)
         self._follow_hello(hello)
         if stream is None or is_new_term:
-            self._directory.claim(hello.stream, hello.epoch, hello.term, is_continued=is_continued)
+            taken = self._by_name[hello.stream]
+            self._directory.claim(
+                hello.stream,
+                hello.epoch,
+                hello.term,
+                is_continued=is_continued,
+                start=taken.decided_of(hello.epoch) if is_continued else hello.acked,
+            )
         elif stream.epoch == hello.epoch:
             stream.repeat_end()
         links.accept(said)

@@ -19,6 +19,7 @@ import torch
 import typer
 
 from ast_stream.audio.opus import check_libopus
+from ast_stream.coverage.answer import answer_coverage
 from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.cascade import Cascade, load_cascade
 from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
@@ -27,6 +28,7 @@ from ast_stream.detect.verifiers import Verifiers, load_verifiers
 from ast_stream.errors import AstStreamError, ConfigError, Problem
 from ast_stream.messages.event import Scores
 from ast_stream.messages.pool import PoolMember
+from ast_stream.messages.query import CoverageQuery
 from ast_stream.messages.status import WorkerFacts
 from ast_stream.model.audioset import short_window_warning
 from ast_stream.model.loading import load_model
@@ -184,6 +186,7 @@ def run_worker(
             ring_folder=f"ipc://{runtime_dir}/",
             syncs_first=settings.durability == EACH_EVENT,
             directory=directory or _listed(settings),
+            coverage=_coverage_answers(settings),
             record_every_s=RECORD_EVERY_S if settings.pool is None else settings.pool.record_s,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
@@ -241,6 +244,13 @@ def _open_logs(settings: Settings) -> tuple[EventLog, CoverageLedger, AuditLog]:
         max_age_s=covered.max_age_s,
     )
     return event_log, ledger, open_audit_log(settings, "worker")
+
+
+def _coverage_answers(settings: Settings) -> Callable[[CoverageQuery, str], list[bytes]]:
+    """Return what answers queries for the coverage of this worker, given also its run."""
+    folder = storage.coverage_ledger(settings).folder
+    unwritten = storage.unwritten_coverage(settings).path
+    return lambda query, boot: answer_coverage(query, folder, unwritten, boot)
 
 
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:

@@ -264,6 +264,13 @@ class WorkerStream:
             return self.epoch
         return None if self._resume_from is None else self._resume_from.epoch
 
+    def decided_of(self, epoch: str) -> int | None:
+        """Return up to which sample of an epoch all is decided; None: not known."""
+        record = self._resume_from
+        if self.is_open and self.epoch == epoch:
+            return self._detector.position(self.name)
+        return record.position if record is not None and record.epoch == epoch else 0
+
     def use_link(self, link: RingLink) -> None:
         """Read the ring by a connection of its capture process, which has just been made."""
         if self._ring is not link:

@@ -151,6 +151,7 @@ def test_json_says_the_same_by_kind_by_reason_and_by_range() -> None:
         "gap": 3_200,
         "total": 6_400,
         "off": 0,
+        "elsewhere": 0,
     }
     assert body["seconds"]["gap"] == 0.2
     assert body["heard"] == 0.5

@@ -17,6 +17,7 @@ from typing import Self
 
 from ast_stream.box_status import BoxStatus, WorkersStatus, WorkersStatusClient
 from ast_stream.coverage.ledger import read_all_spans
+from ast_stream.coverage.spans import Span
 from ast_stream.coverage.timeline import Coverage
 from ast_stream.errors import AstStreamError
 from ast_stream.fleet.clock import ClockWatch
@@ -34,6 +35,7 @@ from ast_stream.messages.fleet import (
     WorkerReport,
 )
 from ast_stream.messages.status import Health
+from ast_stream.pool.coverage import OwnPart, own_part_of
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.runtime.metrics import Family, figure
@@ -98,6 +100,7 @@ class BoxReporter:
         self._log = LimitedLog(logger)
         self._renewed_s = float("-inf")
         self._coverage: Mapping[str, Coverage] = {}
+        self._part = own_part_of(settings, "fleet")
         self._hash: str | None = None
         self._lock = threading.Lock()
 
@@ -112,6 +115,8 @@ class BoxReporter:
         self.clock.close()
         with self._lock:
             self._client.close()
+        if self._part is not None:
+            self._part.close()
 
     def report(self) -> BoxReport:
         """Return a report on the current state of the box."""
@@ -154,7 +159,7 @@ class BoxReporter:
         self._renewed_s = now_s
         self._hash = file_hash(self._file)
         try:
-            self._coverage = day_coverage(self._settings, self._wall_ns())
+            self._coverage = day_coverage(self._settings, self._wall_ns(), self._part)
         except (OSError, AstStreamError) as error:
             self._log.warning("the coverage of the last day cannot be read: %s", error)
             self._coverage = {}
@@ -197,8 +202,13 @@ def clock_families(clock: ClockWatch) -> list[Family]:
     ]
 
 
-def day_coverage(settings: Settings, now_ns: int) -> dict[str, Coverage]:
+def day_coverage(
+    settings: Settings, now_ns: int, part: OwnPart | None = None
+) -> dict[str, Coverage]:
     """Return the coverage of the last 24 hours of each stream that is in the ledger.
+
+    Args:
+        part: of the worker of a pool; streams whose part is not known are left out.
 
     Raises:
         OSError: the ledger cannot be read.
@@ -207,10 +217,23 @@ def day_coverage(settings: Settings, now_ns: int) -> dict[str, Coverage]:
     ledgers = [(coverage_ledger(part).folder, unwritten_coverage(part).path) for part in parts]
     since_ns = now_ns - _DAY_NS
     lasting = {stream.name for stream in settings.streams if not stream.source.can_end}
-    return {
-        name: Coverage.of(name, spans, now_ns, is_expected=name in lasting, since_ns=since_ns)
-        for name, spans in read_all_spans(ledgers, since_ns).items()
-    }
+    found = {}
+    for name, spans in read_all_spans(ledgers, since_ns).items():
+        own = (spans, _nobody) if part is None else part.of(name, spans)
+        if own is not None:
+            found[name] = Coverage.of(
+                name,
+                own[0],
+                now_ns,
+                is_expected=name in lasting,
+                since_ns=since_ns,
+                others=own[1],
+            )
+    return found
+
+
+def _nobody(before: Span, after: Span | None) -> Sequence[str]:
+    return ()
 
 
 def file_hash(file: Path) -> str | None:

@@ -7,6 +7,9 @@ stream is not analysed there are no later records, and its intervals wait.
 Wall clocks jump: a box without a battery-backed clock starts in 1970, and some are years ahead for
 a while. A day or more without any record becomes one interval, and records whose time is more than
 a day in the future are ignored. After a clock was set back, intervals continue at the right time.
+
+A worker of a pool sends its own part of each stream: what a worker after it has again is left out,
+and the time at others is not missing. So the parts of all boxes have each sample once.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from typing import Any
 
 from ast_stream.coverage.ledger import read_all_spans
 from ast_stream.coverage.spans import Span
-from ast_stream.coverage.timeline import UNDECIDED_NS, Coverage
+from ast_stream.coverage.timeline import UNDECIDED_NS, Coverage, Others
 from ast_stream.forward.cloud_events import lost, of_interval
 from ast_stream.forward.source import Cursor, Item
+from ast_stream.pool.coverage import OwnPart
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.fleet import BoxIdentity
 from ast_stream.settings.schema import Settings
@@ -33,6 +37,7 @@ from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.units import NS_PER_SECOND, format_time
 
 INTERVAL_NS = 300 * NS_PER_SECOND  # intervals begin at multiples of it since 1970
+AGAIN_S = 30.0  # until the pool is looked up again
 READ_EVERY_S = 300.0  # reads the whole ledger since the oldest unconfirmed interval
 # of sources that can end, so that no record follows the last interval
 OVER_NS = UNDECIDED_NS + INTERVAL_NS
@@ -76,6 +81,7 @@ class CoverageSource:
     Args:
         watched: returns what is to be read, by the current configuration.
         cursor: by stream, the time up to which intervals are confirmed (ns).
+        part: of the worker of a pool; None: no stream moves. It is closed together with this.
     """
 
     name = "coverage"
@@ -88,7 +94,9 @@ class CoverageSource:
         wall_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
         every_s: float = READ_EVERY_S,
+        part: OwnPart | None = None,
     ) -> None:
+        self._part = part
         self._every_s = every_s
         self._watched = watched
         self._read: dict[str, int] = _times(cursor)
@@ -113,12 +121,18 @@ class CoverageSource:
         return None
 
     def close(self) -> None:
-        """Do nothing: files are closed after each reading."""
+        """Close what is needed besides files, which are closed after each reading."""
+        if self._part is not None:
+            self._part.close()
 
     def _final(self) -> Iterator[Item]:
         """Yield the intervals after those already returned, stream by stream."""
         watched = self._watched()
         now_ns = self._wall_ns()
+        if self._part is not None and not self._part.is_ready():
+            self._limited_log.warning("coverage waits until the claims of the pool can be read")
+            self._next_s = self._now_s() + min(self._every_s, AGAIN_S)
+            return
         since_ns = None
         if self._read:
             since_ns = min(_not_ahead(at, now_ns) for at in self._read.values()) - _AGO_NS
@@ -131,10 +145,12 @@ class CoverageSource:
             # the ledger no longer has the stream: keeping it would mean reading all files for ever
             self._read = {name: at for name, at in self._read.items() if name != stream}
         for stream, found in sorted(streams.items()):
-            yield from self._of_stream(stream, found, now_ns, stream in watched.lasting)
+            own = (found, _nobody) if self._part is None else self._part.of(stream, found)
+            if own is not None:
+                yield from self._of_stream(stream, *own, now_ns, stream in watched.lasting)
 
     def _of_stream(
-        self, stream: str, found: Sequence[Span], now_ns: int, lasts: bool
+        self, stream: str, found: Sequence[Span], others: Others, now_ns: int, lasts: bool
     ) -> Iterator[Item]:
         spans = [span for span in found if span.time_ns <= now_ns + LONG_NS]
         if not spans:
@@ -153,14 +169,26 @@ class CoverageSource:
         while start_ns + INTERVAL_NS <= stop_ns:
             end_ns = silences.get(start_ns, start_ns + INTERVAL_NS)
             self._read = {**self._read, stream: end_ns}
-            yield self._interval(stream, spans, start_ns, end_ns, lasts)
+            yield self._interval(stream, spans, others, start_ns, end_ns, lasts)
             start_ns = end_ns
 
     def _interval(
-        self, stream: str, spans: Sequence[Span], start_ns: int, end_ns: int, lasts: bool
+        self,
+        stream: str,
+        spans: Sequence[Span],
+        others: Others,
+        start_ns: int,
+        end_ns: int,
+        lasts: bool,
     ) -> Item:
         found = Coverage.of(
-            stream, spans, end_ns, is_expected=lasts, since_ns=start_ns, until_ns=end_ns
+            stream,
+            spans,
+            end_ns,
+            is_expected=lasts,
+            since_ns=start_ns,
+            until_ns=end_ns,
+            others=others,
         ).to_json()
         if not found["samples"]["total"]:  # not in the configuration at that time, or deleted
             return Item(None, self._read)
@@ -187,6 +215,10 @@ class CoverageSource:
             reason=_FORGOTTEN,
         )
         return Item(outgoing, self._read, now_ns, lost=n_lost)
+
+
+def _nobody(before: Span, after: Span | None) -> Sequence[str]:
+    return ()
 
 
 def _set_back_to(spans: Sequence[Span], now_ns: int) -> int:

@@ -24,6 +24,7 @@ from ast_stream.forward.output import Output, OutputMaker
 from ast_stream.forward.positions import PositionFile, adopt
 from ast_stream.forward.sender import Sender
 from ast_stream.forward.source import Cursor, MessageSource
+from ast_stream.pool.coverage import own_part_of
 from ast_stream.settings.fleet import BoxIdentity, box_identity
 from ast_stream.settings.forward import ForwardOutput
 from ast_stream.settings.load import LoadedSettings
@@ -133,8 +134,11 @@ class Outputs:
             found.append(AlertSource(file, cursors.get(AlertSource.name), self._identity))
         if "coverage" in own.kinds:
             cursor = cursors.get(CoverageSource.name)
+            part = own_part_of(settings, "forward")
             found.append(
-                CoverageSource(lambda: Watched.of(self._settings()), cursor, self._identity)
+                CoverageSource(
+                    lambda: Watched.of(self._settings()), cursor, self._identity, part=part
+                )
             )
         if "health" in own.kinds:
             found.append(HealthSource(self._spool, cursors.get(HealthSource.name), self._identity))

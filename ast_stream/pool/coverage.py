@@ -16,7 +16,7 @@ from typing import Protocol
 from ast_stream.coverage.answer import CoverageAnswer
 from ast_stream.coverage.spans import Span
 from ast_stream.coverage.timeline import Others
-from ast_stream.coverage.union import joined, others_between
+from ast_stream.coverage.union import joined, others_between, own_part
 from ast_stream.errors import StartupError, WireError
 from ast_stream.messages.pool import StreamClaim
 from ast_stream.messages.query import CoverageQuery
@@ -130,6 +130,60 @@ class BucketHolders:
     def home(self, stream: str) -> str | None:
         """Return None: streams move."""
         return None
+
+
+class OwnPart:
+    """What a worker of a pool has of each stream, for those who add up the parts of all workers.
+
+    Args:
+        worker: its name.
+        claims: returns the claims on a stream; None: they cannot be read.
+        is_ready: returns whether they can be.
+        close: ends all that is needed for it.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        claims: Callable[[str], Sequence[StreamClaim] | None],
+        is_ready: Callable[[], bool] = lambda: True,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._worker = worker
+        self._claims = claims
+        self.is_ready = is_ready
+        self.close = close
+
+    def of(self, stream: str, spans: Sequence[Span]) -> tuple[list[Span], Others] | None:
+        """Return the spans that no worker after it has, too, and whose the time between them is.
+
+        None while that is not known.
+        """
+        claims = self._claims(stream)
+        if claims is None:
+            return None
+        known = {self._worker}
+
+        def others(before: Span, after: Span | None) -> Sequence[str]:
+            return others_between(before, after, claims, known)
+
+        return own_part(spans, claims, self._worker), others
+
+
+def own_part_of(settings: Settings, process: str) -> OwnPart | None:
+    """Return the part of the worker of a configuration; None: its streams do not move.
+
+    Args:
+        process: name of this process, as the NATS server shows it.
+    """
+    pool = settings.pool
+    if pool is None or pool.nats is None or is_capture_box(settings):
+        return None
+    name = member_name(settings)
+    bucket = PoolBucket(pool, f"{process} {name}")
+    bucket.start()
+    holders = BucketHolders(bucket)
+    return OwnPart(name, holders.claims, lambda: bucket.connection.wait(CONNECT_S), bucket.close)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.coverage.spans import Kind, Span
 from ast_stream.forward.coverage_source import INTERVAL_NS, CoverageSource, Watched
 from ast_stream.forward.source import Cursor, Item
+from ast_stream.messages.pool import StreamClaim
+from ast_stream.pool.coverage import OwnPart
 from ast_stream.settings.fleet import BoxIdentity
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
@@ -44,7 +47,7 @@ class Box:
             self.ledger.add(one)
         self.ledger.save(at_once=True)
 
-    def source(self, cursor: Cursor = None) -> CoverageSource:
+    def source(self, cursor: Cursor = None, part: OwnPart | None = None) -> CoverageSource:
         ledgers = ((self._folder / "coverage", self._folder / "unwritten.jsonl"),)
         return CoverageSource(
             lambda: Watched(ledgers, self._lasting),
@@ -52,6 +55,7 @@ class Box:
             ATTIC,
             wall_ns=lambda: T0_NS + self.now_s * NS_PER_SECOND,
             every_s=0.0,
+            part=part,
         )
 
 
@@ -216,3 +220,54 @@ def test_a_clock_that_was_an_hour_ahead_and_is_set_right_holds_up_no_coverage(
     assert all(one["seconds"] == {"listened": 300.0, "total": 300.0} for one in data_of(found))
     assert [item.outgoing for item in found] == [item.outgoing for item in again]
     assert list(source.read(100, 0)) == []
+
+
+def pool_source(box: Box, worker: str, claims: list[StreamClaim] | None) -> CoverageSource:
+    part = OwnPart(worker, lambda stream: claims, lambda: claims is not None)
+    return box.source(None, part)
+
+
+def claim(worker: str, term: int, start_s: int) -> StreamClaim:
+    start = start_s * SAMPLE_RATE
+    return StreamClaim(epoch="abcdefab", term=term, worker=worker, is_continued=True, start=start)
+
+
+def heard_s(data: list[dict[str, Any]]) -> dict[str, float]:
+    """Return what intervals say together, in seconds by kind."""
+    total: Counter[str] = Counter()
+    for one in data:
+        total.update(one["seconds"])
+    return dict(total)
+
+
+def test_the_parts_that_workers_of_a_pool_send_have_each_second_once(tmp_path: Path) -> None:
+    claims = [claim("one", 0, 0), claim("two", 1, 400), claim("one", 2, 1000)]
+    one, two = Box(tmp_path / "one", ()), Box(tmp_path / "two", ())
+    epoch = "abcdefab"
+    # killed at 420 s, when its record was of 400 s; two began there, and gave the stream back
+    one.add(span("listened", 0, 420, epoch=epoch), span("listened", 1000, 1500, epoch=epoch))
+    two.add(span("listened", 400, 900, epoch=epoch), span("gap", 900, 1000, epoch=epoch))
+    one.now_s = two.now_s = 1500 + 2000
+    of_one = data_of(list(pool_source(one, "one", claims).read(100, 0)))
+    of_two = data_of(list(pool_source(two, "two", claims).read(100, 0)))
+    # of the interval that is all elsewhere it says nothing
+    assert heard_s(of_one) == {"listened": 900.0, "total": 900.0, "elsewhere": 300.0}
+    assert heard_s(of_two) == {"listened": 500.0, "gap": 100.0, "total": 600.0}
+    assert {name for one in of_one for name in one["reasons"].get("elsewhere", {})} == {"two"}
+
+
+def test_time_in_which_a_stream_was_at_this_worker_and_nobody_listened_is_missing(
+    tmp_path: Path,
+) -> None:
+    box = Box(tmp_path, ())
+    epoch = "abcdefab"
+    box.add(span("listened", 0, 200, epoch=epoch), span("listened", 250, 600, epoch=epoch))
+    found = data_of(list(pool_source(box, "one", [claim("one", 0, 0)]).read(100, 0)))
+    assert heard_s(found) == {"listened": 550.0, "missing": 50.0, "total": 600.0}
+
+
+def test_no_part_is_sent_while_the_claims_cannot_be_read(tmp_path: Path) -> None:
+    box = Box(tmp_path, ())
+    box.add(span("listened", 0, 650, epoch="abcdefab"))
+    assert list(pool_source(box, "one", None).read(100, 0)) == []
+    assert len(pool_source(box, "one", [claim("one", 0, 0)]).read(100, 0)) == 2

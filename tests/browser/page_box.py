@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ class Box:
         try:
             with urllib.request.urlopen(f"{self.origin}/alive", timeout=5):
                 return True
-        except urllib.error.URLError:
+        except OSError:
             return False
 
 

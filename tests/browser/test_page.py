@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,18 @@ def patience(page: Page) -> None:
 
 
 def ended_events(box: Box, count: int = 1) -> list[EventRecord]:
-    """Return so many events with a clip, newest first, as soon as there are."""
+    """Return so many events with a clip, newest first, as soon as there are.
+
+    All before them have theirs as well: none comes between them while a test goes through them.
+    """
     with box.history() as history:
-        query = EventQuery(has_clip=True, limit=count)
-        box.wait_for(lambda: len(history.events(query)) == count, "clips")
-        return history.events(query)
+
+        def settled() -> list[EventRecord]:
+            oldest_first = history.events(EventQuery(limit=1000, newest_first=False))
+            return list(takewhile(lambda event: event.has_clip, oldest_first))
+
+        box.wait_for(lambda: len(settled()) >= count, "clips")
+        return settled()[: -count - 1 : -1]
 
 
 def test_what_is_heard_now_is_shown_as_it_happens(page: Page, box: Box) -> None:

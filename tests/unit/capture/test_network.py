@@ -24,7 +24,7 @@ from ast_stream.capture.sources.network import (
 )
 from ast_stream.settings.streams import UrlSource
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def network_stream(url: str, **settings: object) -> NetworkStream:
@@ -556,7 +556,7 @@ def test_a_name_that_is_looked_up_without_end_is_waited_for_by_one_thread_alone(
         answer.set()
         monkeypatch.setattr(UrlSource, "opening_limit_s", PATIENCE_S)
         source.open()
-        assert source.read(1.0) is not None
+        assert source.read(PATIENCE_S) is not None
         source.close()
 
 
@@ -570,15 +570,14 @@ def test_sound_is_placed_where_it_began_and_not_where_ffmpeg_had_recognised_it()
         opened_ns = time.monotonic_ns()
         first = source.read(0.2)
         assert first is not None
-        samples, arrived_ns = 0, 0
+        samples, begins_ns = 0, []
         block: SourceBlock | None = first
         while samples < 3 * 44_100:
-            assert block is not None
-            samples += len(block.pcm)
-            arrived_ns = time.monotonic_ns()
+            if block is not None:
+                samples += len(block.pcm)
+                begins_ns.append(time.monotonic_ns() - samples * 1_000_000_000 // 44_100)
             block = source.read(0.2)
         source.close()
     assert opened_ns - began_ns > 500_000_000  # it was recognised late, or nothing is shown here
-    # what has come by now was sent in real time, from about there on
-    sent_ns = arrived_ns - samples * 1_000_000_000 // 44_100
-    assert abs(first.monotonic_ns - sent_ns) < 300_000_000
+    # what has come was sent in real time, from about there on; on a busy machine some came late
+    assert abs(first.monotonic_ns - min(begins_ns)) < 300_000_000

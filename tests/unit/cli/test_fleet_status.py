@@ -193,8 +193,8 @@ def test_watching_goes_on_through_an_outage_of_the_centre(tmp_path: Path) -> Non
             wait_for(lambda: log.read_text().count('"well"') >= 1, "the first report")
             server.kill()
             wait_for(lambda: "127.0.0.1" in log.read_text(), "a word about the outage")
-            server.start()
             n_before = log.read_text().count('"well"')
+            server.start()
             wait_for(lambda: log.read_text().count('"well"') > n_before, "a report after it")
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0

@@ -19,12 +19,13 @@ import soundfile
 from forked_worker import ForkedWorker
 
 from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import FeedMessage
 from ast_stream.messages.query import ReplayPage
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE
 
 Body = dict[str, Any]
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # far beyond what a loaded machine needs
 
 
 class Pipeline:
@@ -108,6 +109,16 @@ class Pipeline:
         """Return what a process has written."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def ended_events(self) -> set[str]:
+        """Return the ids of the events that workers, which may run, have logged the ends of."""
+        found = set()
+        for path in (self.folder / "state").rglob("events-*.jsonl"):
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]  # without a line that is being written
+            messages = map(FeedMessage.decode_line, whole.splitlines(keepends=True))
+            found |= {one.body["id"] for one in messages if one.body.get("type") == "end"}
+        return found
 
     def published(self) -> list[tuple[str, Body]]:
         """Return topic and body of all durable messages; the worker must have ended."""

@@ -33,10 +33,13 @@ def test_history_and_a_trial_on_its_scores_are_what_the_worker_published(checkpo
         run.wait("capture-a")
         path = run.folder / "state" / "history" / FILE
 
+        ended = run.ended_events()  # all of them: the worker has acknowledged the end
+        assert len(ended) > 2
+
         def has_heard_all() -> bool:
             with History.open_read_only(path) as history:
                 events = history.events(EventQuery(limit=1000))
-            return len(events) > 2 and not any(event.is_open for event in events)
+            return {event.id for event in events if not event.is_open} == ended
 
         wait_for(has_heard_all, "the events")
         assert run.stop("worker") == 0

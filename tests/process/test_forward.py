@@ -13,7 +13,7 @@ import forward_stops
 import forwarder_kills
 import pytest
 from certificates import Authority
-from forward_box import ForwardBox, forward_box, nats_output, once, wait_until
+from forward_box import PATIENCE_S, ForwardBox, forward_box, nats_output, once, wait_until
 from nats_server import NatsServer, Stored, ask, count, nats_server, needs_nats, status_of, stored
 from ports import free_ports
 
@@ -125,7 +125,7 @@ def test_a_full_disk_does_not_stop_what_can_be_sent(tmp_path: Path) -> None:
         with Subscriber(endpoint, topics=["status/forward/"]) as feed:
 
             def disk() -> str | None:
-                message = feed.receive(5.0)
+                message = feed.receive(PATIENCE_S)
                 assert message is not None
                 return ForwardStatus.from_json(message.body, "status").disk  # type: ignore[union-attr]
 
@@ -271,6 +271,7 @@ output.close()
 """
 
 
+@pytest.mark.timeout(420)  # a server asks another one again after pauses that grow
 def test_a_leaf_node_is_the_buffer_of_a_site(tmp_path: Path) -> None:
     port = free_ports()
     at_hub = f"""

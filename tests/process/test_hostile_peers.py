@@ -33,7 +33,7 @@ def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) ->
     """Read the ring as anybody may; `acknowledges` claims all of it for oneself."""
     dealer = sockets.connect("dealer", f"ipc://{run.folder}/run/ring.a.sock", 8)
     dealer.send(ReadRequest(v=1, op="read", stream="a").encode())
-    frames = dealer.receive(20_000)
+    frames = dealer.receive(60_000)
     assert frames is not None
     reply = RingReply.decode(frames, "a")
     if acknowledges:
@@ -128,7 +128,7 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
 
         query = sockets.connect("dealer", f"ipc://{folder}/query.sock", 8)
         query.send([b'{"op":"snapshot"}'])
-        answer = query.receive(20_000)
+        answer = query.receive(60_000)
         assert answer is not None
         assert json.loads(answer[0])["status"]["streams"] == ["a"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import processes_of
+from whole_files import write_whole
 
 LIMIT_S = 90
 CONFIG = """
@@ -75,8 +76,9 @@ def test_no_reload_stops_a_process(tmp_path: Path) -> None:
     with log.open("w") as output:
         run = subprocess.Popen(cli("run", "-c", str(config)), stdout=output, stderr=output)
     try:
+        # the worker and the alerts process say so themselves, the capture process by its audio
         wait(lambda: log.read_text().count("ready:") == 2, log)
-        time.sleep(1)
+        wait(lambda: "stream yard: epoch" in log.read_text(), log)
         started = log.read_text().count(" started")
         for text in [*HOSTILE.values(), None]:
             before = [answers(log, name) for name in PROCESSES]
@@ -92,9 +94,9 @@ def test_no_reload_stops_a_process(tmp_path: Path) -> None:
         config.unlink()
         config.write_text(CONFIG)
         # a configuration that is right, and rules that are not: children read them by themselves
-        (tmp_path / "rules.yaml").write_text(CHAINED)
+        write_whole(tmp_path / "rules.yaml", CHAINED)
         wait(lambda: "the rules in force stay as they were" in log.read_text(), log)
-        (tmp_path / "rules.yaml").write_text(RULES)
+        write_whole(tmp_path / "rules.yaml", RULES)
         run.send_signal(signal.SIGHUP)
         wait(lambda: all("read again" in last(log, name) for name in PROCESSES), log)
         assert run.poll() is None

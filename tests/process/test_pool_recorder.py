@@ -95,8 +95,11 @@ def status(pool: PoolOfWorkers) -> dict[str, object]:
 
 def page_at(address: str) -> str:
     """Return the page Now, which knows the streams by the feeds of their workers alone."""
-    with urlopen(f"http://{address}/") as answer:
-        text: bytes = answer.read()
+    try:
+        with urlopen(f"http://{address}/") as answer:
+            text: bytes = answer.read()
+    except OSError:  # it has not begun yet
+        return ""
     return text.decode()
 
 

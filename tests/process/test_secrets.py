@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -86,11 +87,19 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
         outputs["feed"] = cli("subscribe", "-c", str(config), "health", "alerts", "--count", "8")
         outputs["outbox"] = cli("outbox", "list", "-c", str(config))
         outputs["processes"] = "".join(processes_of(config).values())
+        end_s = time.monotonic() + LIMIT_S
         for port in (metrics, metrics + 1, metrics + 2):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                outputs[f"metrics {port}"] = answer.read().decode()
+            while f"metrics {port}" not in outputs:
+                assert time.monotonic() < end_s, f"no metrics at {port}"
+                with (
+                    suppress(OSError),  # it has not begun yet
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer,
+                ):
+                    outputs[f"metrics {port}"] = answer.read().decode()
         run.send_signal(signal.SIGHUP)
-        time.sleep(1.0)
+        while "settings read again" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end_s, "no reload"
+            time.sleep(0.05)
     finally:
         run.terminate()
         run.wait(LIMIT_S)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ sockets = Sockets()
 os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(65534, 65534, 65534)
 dealer = sockets.connect("dealer", sys.argv[1], 8)
 dealer.send([sys.argv[2].encode()])
-os.write(1, b"|".join(dealer.receive(10_000) or []))
+os.write(1, b"|".join(dealer.receive(60_000) or []))
 os._exit(0)
 """
 
@@ -80,7 +81,7 @@ def ask(run: Pipeline, socket: str, query: object) -> list[bytes]:
     try:
         dealer = sockets.connect("dealer", f"ipc://{run.folder}/run/{socket}", 8)
         dealer.send([json.dumps(query).encode()])
-        frames = dealer.receive(20_000)
+        frames = dealer.receive(60_000)
         assert frames is not None
         return frames
     finally:
@@ -172,7 +173,7 @@ def test_another_user_gets_no_audio_from_a_sensor(
         query = {"v": 1, "op": "read", "stream": "a"}
     endpoint = f"ipc://{sensor.folder}/run/{socket}"
     command = [sys.executable, "-c", AS_ANOTHER_USER, endpoint, json.dumps(query)]
-    answer = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    answer = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
     expected = SENSOR_REFUSAL.encode() if socket == "query.sock" else b"not_allowed"
     assert expected in answer
     assert search.find(answer) is None
@@ -208,14 +209,13 @@ def test_no_other_answer_of_a_sensor_holds_sound(sensor: Pipeline, search: Audio
 
 def test_no_file_of_a_sensor_holds_sound(sensor: Pipeline, search: AudioSearch) -> None:
     wait_for(lambda: (sensor.folder / "state" / "alerts.sqlite").exists(), "the alerts")
-    files = [
-        path
-        for path in sensor.folder.rglob("*")
-        if path.is_file() and path != sensor.folder / "audio.wav"
-    ]
-    assert {path.name for path in files} >= {"worker-journal.jsonl", "alerts.sqlite", "worker.log"}
-    for path in files:
-        assert search.find(path.read_bytes()) is None, path
+    found = {}
+    for path in sensor.folder.rglob("*"):
+        if path.is_file() and path != sensor.folder / "audio.wav":
+            with suppress(FileNotFoundError):  # a draft, which has its place by now
+                found[path.name] = path.read_bytes()
+                assert search.find(found[path.name]) is None, path
+    assert found.keys() >= {"worker-journal.jsonl", "alerts.sqlite", "worker.log"}
     assert search.find((sensor.folder / "audio.wav").read_bytes()) is not None
 
 
@@ -228,7 +228,10 @@ def test_the_memory_of_a_sensor_is_never_dumped(sensor: Pipeline) -> None:
 def test_a_sensor_keeps_no_descriptor_to_a_file_with_sound(sensor: Pipeline) -> None:
     for name in ("worker", "alerts"):
         opened = Path(f"/proc/{sensor.processes[name].pid}/fd")
-        targets = {os.readlink(path) for path in opened.iterdir()}
+        targets = set()
+        for path in opened.iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                targets.add(os.readlink(path))
         regular = [Path(target) for target in targets if target.startswith(str(sensor.folder))]
         for path in regular:
             assert path.name != "audio.wav"
@@ -245,7 +248,14 @@ def test_the_sheet_lists_every_file_of_a_real_run(sensor: Pipeline) -> None:
     assert {"events", "coverage", "alerts", "journal", "sockets"} <= found <= declared
     for kind in kept(settings):
         if kind.max_bytes is not None and kind.name != "sockets":
-            assert sum(file.stat().st_size for file in files if kind.is_one(file)) <= kind.max_bytes
+            assert sum(map(size_of, filter(kind.is_one, files))) <= kind.max_bytes
+
+
+def size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # a draft, which has its place by now
+        return 0
 
 
 def test_doctor_tries_to_get_audio_and_is_refused(sensor: Pipeline) -> None:
@@ -283,6 +293,7 @@ def test_doctor_notices_processes_that_run_with_another_privacy(checkpoint: Path
             assert any("the ring of a gave" in text for text in failed)
             assert any("may leave its memory in a core dump" in text for text in failed)
         for process in ("worker", "capture.a"):  # what was given is recorded with privacy: off, too
+            wait_for(lambda: bool(audited(run, process)), "the record of it")  # noqa: B023
             line = audited(run, process)[0]
             assert (line.outcome, line.who) == (
                 "granted",

@@ -79,7 +79,7 @@ def _first_sound_s(run: Pipeline) -> float:
     query = sockets.connect("dealer", f"ipc://{run.folder}/run/query.sock", 10)
     request = {"op": "audio", "stream": "mic", "from": 0, "to": 60 * SAMPLE_RATE}
     assert query.send([json.dumps(request).encode()])
-    answer = query.receive(5_000)
+    answer = query.receive(60_000)
     sockets.close()
     assert answer is not None
     start = json.loads(answer[0])["start"]

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,16 @@ from reactive_model import tones_and_noise
 
 STOPS_S = (1.0, 6.5)  # again and again
 RUNS_S = 0.025  # after each of them
+COMPUTES_S = 0.005  # in that time, where the machine does not give it to others
+
+
+def computed_s(pid: int) -> float:
+    """Return the time that all threads of a process have had a processor."""
+    found_ns = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found_ns += int(path.read_text().split()[0])
+    return found_ns / 1e9
 
 
 @contextmanager
@@ -28,8 +38,13 @@ def starved(pid: int) -> Iterator[None]:
             for stop_s in STOPS_S:
                 os.kill(pid, signal.SIGSTOP)
                 is_over.wait(stop_s)
+                before_s = computed_s(pid)
                 os.kill(pid, signal.SIGCONT)
-                time.sleep(RUNS_S)
+                end_s = time.monotonic() + RUNS_S
+                while time.monotonic() < end_s or (
+                    computed_s(pid) < before_s + COMPUTES_S and time.monotonic() < end_s + stop_s
+                ):
+                    time.sleep(0.001)
 
     thread = threading.Thread(target=starve)
     thread.start()

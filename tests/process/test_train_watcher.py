@@ -55,6 +55,7 @@ def sounds(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_watcher_recipe_makes_a_calibrated_checkpoint_that_can_watch(
     sounds: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from ast_stream.forward.cloud_events import of_feed
 from ast_stream.messages.event import EventMessage, FeedMessage, GapMessage
 from ast_stream.settings.fleet import BoxIdentity
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # far beyond what a loaded machine needs
 STREAMS = ("porch", "yard")
 LABELS = ("Bark", "Siren", "Speech", "Baby cry, infant cry")
 Key = tuple[str, str]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ast_stream.coverage.ledger import read_spans
 from ast_stream.errors import StartupError
-from ast_stream.runtime.lifecycle import child_environment
+from ast_stream.runtime.lifecycle import start_command
 
 END_S = 60.0
 _LINES_SHOWN = 15
@@ -49,11 +48,8 @@ class Box:
 
     def start(self) -> None:
         """Start all processes."""
-        command = [sys.executable, "-m", "ast_stream.cli", "run", "-c", str(self._config)]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment()
-            )
+            self._process = start_command(["run", "-c", str(self._config)], stdout=log, stderr=log)
 
     def check(self) -> None:
         """Raise if the processes have ended.

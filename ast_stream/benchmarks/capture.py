@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ import soundfile
 from ast_stream.benchmarks.report import TableColumn
 from ast_stream.errors import StartupError
 from ast_stream.messages.audio import AckRequest, AudioBlock, ReadRequest
+from ast_stream.runtime.lifecycle import start_command
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Socket, Sockets
@@ -108,10 +107,8 @@ def measure(kind: Kind, n_streams: int, seconds: float, ring_s: float, first: Co
             "model": {"max_streams": max(64, n_streams)},
         }
         config.write_text(json.dumps(settings))  # JSON is YAML
-        log = (folder / "log").open("wb")
-        command = [sys.executable, "-m", "ast_stream.cli", "capture", "-c", str(config)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        log.close()
+        with (folder / "log").open("wb") as log:
+            process = start_command(["capture", "-c", str(config)], stdout=log, stderr=log)
         worker = _Worker(folder, names)
         try:
             worker.run_until(lambda: (folder / f"ring.{names[-1]}.sock").exists(), _START_S)

@@ -23,7 +23,7 @@ from ast_stream.coverage.spans import KINDS, Span
 from ast_stream.coverage.timeline import Coverage, Others
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.pool.coverage import ask_pool
-from ast_stream.runtime.files import replace_file
+from ast_stream.runtime.files import write_output_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
 from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
@@ -295,7 +295,7 @@ def _write_png(path: Path, found: Sequence[Coverage]) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     try:
-        replace_file(path, buffer.getvalue())
+        write_output_file(path, buffer.getvalue())
     except OSError as error:
         raise UsageError(f"--png: cannot write {path}: {error.strerror}") from error
 

@@ -28,7 +28,7 @@ from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import Health
-from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
+from ast_stream.runtime.lifecycle import start_command, stop_on_signals
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.model import ModelSettings
@@ -136,12 +136,8 @@ def _run_pipeline(
         StartupError: the pipeline failed; its last log lines are shown.
     """
     log = folder / "log"
-    command = [sys.executable, "-m", "ast_stream.cli", "run", "--config", str(config)]
     with log.open("wb") as log_file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
-            env=child_environment(),
-        )  # fmt: skip
+        process = start_command(["run", "-c", str(config)], stdout=log_file, stderr=log_file)
     detected: dict[str, DetectedEvent] = {}
     fired: dict[str, Alert] = {}
     deadline_s = time.monotonic() + duration_s + MARGIN_S

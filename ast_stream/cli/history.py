@@ -39,7 +39,7 @@ from ast_stream.history.export import (
 )
 from ast_stream.history.records import VERDICTS, EventQuery, EventRecord, Verdict
 from ast_stream.labels import did_you_mean, printable, slug
-from ast_stream.runtime.files import replace_file
+from ast_stream.runtime.files import write_output_file
 from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
@@ -425,7 +425,7 @@ def _write_lines(lines: Iterable[str], path: Path) -> None:
 
 def _write(path: Path, write: Any) -> None:
     try:
-        replace_file(path, write)
+        write_output_file(path, write)
     except OSError as error:
         raise UsageError(f"history export: cannot write {path}: {error.strerror}") from error
 

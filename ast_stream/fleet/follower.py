@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -50,7 +49,7 @@ from ast_stream.messages.fleet import (
 from ast_stream.messages.rollout import PIECE_BYTES, CheckpointManifest, WantedModel
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.files import make_folder, read_state, reason_of, replace_file
-from ast_stream.runtime.lifecycle import child_environment
+from ast_stream.runtime.lifecycle import start_command
 from ast_stream.runtime.nats import NatsError
 from ast_stream.settings.chosen_model import models_folder
 from ast_stream.settings.fleet import box_identity
@@ -395,14 +394,10 @@ def check_in_process(
     """
 
     def check(folder: Path, manifest: CheckpointManifest) -> str | None:
-        command = [sys.executable, "-m", "ast_stream.cli", "fleet", "check", str(folder)]
-        command += ["--model", manifest.model, "--config", str(config)]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
+        process = start_command(
+            ["fleet", "check", str(folder), "--model", manifest.model, "--config", str(config)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=child_environment(),
         )
         assert process.stderr is not None
         output: list[bytes] = []

@@ -90,6 +90,25 @@ def replace_file(
     replace_files(path.parent, {path.name: content}, is_synced=is_synced, mode=mode)
 
 
+def write_output_file(path: Path, content: Content) -> None:
+    """Write a file that a user has named, which a reader never sees half of.
+
+    A link is followed, and what is no file takes the bytes as it can: a FIFO such as that of
+    `>(command)`, or a device. Nothing is put in its place, unlike that of a state file.
+
+    Raises:
+        OSError: it could not be written; a file that was there is whole.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_file() or place.is_dir() or not path.exists():
+        replace_file(place, content)
+    elif isinstance(content, bytes):
+        with path.open("wb") as file:
+            file.write(content)
+    else:
+        content(path)
+
+
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and its missing parents, synced: a power cut does not remove them again.
 

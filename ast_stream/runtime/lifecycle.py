@@ -14,13 +14,14 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from ast_stream.errors import StartupError
 
@@ -261,6 +262,22 @@ def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     """Return the environment for a child that is to end when this process does."""
     inherited = {key: value for key, value in environ.items() if key not in _OF_THE_PARENT_ALONE}
     return inherited | {SUPERVISED: "1", PARENT: str(os.getpid())}
+
+
+def start_command(
+    args: Sequence[str], *, stdout: IO[bytes] | int, stderr: IO[bytes] | int
+) -> subprocess.Popen[bytes]:
+    """Start a command of `ast-stream` that ends when this process does, however it ends.
+
+    Only from a thread that lives as long as the child, see `die_with_parent`.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "ast_stream.cli", *args],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        env=child_environment(),
+    )
 
 
 def is_unit_of_systemd(environ: Mapping[str, str] = os.environ) -> bool:

@@ -28,6 +28,7 @@ from ast_stream.runtime.files import (
     replace_file,
     replace_files,
     set_aside,
+    write_output_file,
 )
 
 WRITER = """
@@ -127,6 +128,29 @@ def test_what_is_set_aside_takes_the_place_of_the_oldest(tmp_path: Path) -> None
         time.sleep(0.02)
     kept = sorted(int(path.read_text()) for path in tmp_path.iterdir())
     assert kept == list(range(2, MAX_ASIDE + 2))
+
+
+def test_what_a_user_has_named_is_written_to_and_not_replaced_where_it_is_no_file(
+    tmp_path: Path,
+) -> None:
+    fifo, target, link = (tmp_path / name for name in ("fifo", "target", "link"))
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"written")
+
+    os.mkfifo(fifo)
+    link.symlink_to(target)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_output_file(fifo, b"bytes ")
+        write_output_file(fifo, write)
+        assert os.read(reader, 100) == b"bytes written"
+    finally:
+        os.close(reader)
+    write_output_file(link, b"followed")
+    assert (link.is_symlink(), target.read_bytes()) == (True, b"followed")
+    with pytest.raises(IsADirectoryError):
+        write_output_file(tmp_path, b"")
 
 
 def test_folders_of_a_person_are_never_deleted_to_make_room(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two t
 _HEALTHY_STATES = ("listening", "warming", "gated")
 _FAULTS = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
 _POLL_S = 0.05
+_HEARD_WITHIN_S = 10.0  # of its start: those who follow a worker notice it by then
 NO_ENDPOINTS: Mapping[str, str] = {}
 
 
@@ -259,7 +260,7 @@ class StatusClient:
         self._sockets.close()
 
     def ask(self) -> BoxStatus:
-        """Return how everything is now."""
+        """Return what all processes answer now; what is wrong with it, `judge` says."""
         box = BoxStatus(has_worker=self._worker is not None)
         if self._worker is not None:
             self._ask_worker(self._worker, box)
@@ -283,8 +284,15 @@ class StatusClient:
         if self._page is not None:
             box.page = self._page.web.origin
             box.page_answers = page_answers(self._page, self._timeout_s)
-        box.problems = problems(box, self._streams, self._endpoints())
         return box
+
+    def judge(self, box: BoxStatus, workers: Sequence[BoxStatus]) -> None:
+        """Note the problems of a box in it.
+
+        Args:
+            workers: all boxes of the configuration, whose workers the other processes follow.
+        """
+        box.problems = problems(box, self._streams, self._endpoints(), workers)
 
     def _endpoints(self) -> dict[str, str]:
         """Return the endpoints that are asked, so that a wrong folder shows."""
@@ -376,7 +384,10 @@ class WorkersStatusClient:
 
     def ask(self) -> WorkersStatus:
         """Return how everything is now."""
-        return WorkersStatus({name: client.ask() for name, client in self._clients.items()})
+        found = {name: client.ask() for name, client in self._clients.items()}
+        for name, client in self._clients.items():
+            client.judge(found[name], [*found.values()])
+        return WorkersStatus(found)
 
     def close(self) -> None:
         """Close all sockets."""
@@ -410,14 +421,19 @@ def page_answers(settings: Settings, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def problems(
-    box: BoxStatus, streams: Sequence[StreamSettings], endpoints: Mapping[str, str] = NO_ENDPOINTS
+    box: BoxStatus,
+    streams: Sequence[StreamSettings],
+    endpoints: Mapping[str, str] = NO_ENDPOINTS,
+    workers: Sequence[BoxStatus] = (),
 ) -> list[str]:
     """Return what is not well; a recording that has ended is.
 
     Args:
         endpoints: which socket was asked, by process: "worker", "alerts", "recorder",
             "forward", "capture NAME".
+        workers: of which the other processes read the feeds; empty: that of `box` alone.
     """
+    unheard = _unheard(workers or [box])
 
     def at(process: str) -> str:
         return f" at {endpoints[process]}" if process in endpoints else ""
@@ -457,17 +473,17 @@ def problems(
     elif box.alerts is not None and box.alerts.disk:
         found.append(f"the alerts process cannot write: {box.alerts.disk}")
     elif box.alerts is not None and not box.alerts.hears_worker:
-        found.append("the alerts process receives nothing from the worker")
+        found += unheard("the alerts process")
     if box.has_recorder and box.recorder is None:
         found.append(f"the recorder sends no status{at('recorder')}")
     elif box.recorder is not None and box.recorder.disk:
         found.append(f"the recorder: {box.recorder.disk}")
     elif box.recorder is not None and not box.recorder.hears_workers:
-        found.append("the recorder receives nothing from the worker")
+        found += unheard("the recorder")
     if box.has_forward and box.forward is None:
         found.append(f"the forwarder sends no status{at('forward')}")
     elif box.forward is not None:
-        found += _forward_problems(box.forward)
+        found += _forward_problems(box.forward, unheard)
     if box.page is not None and not box.page_answers:
         found.append(f"the page does not answer at {box.page}")
     if box.alerts is not None:
@@ -475,10 +491,38 @@ def problems(
     return found
 
 
-def _forward_problems(forward: ForwardStatus) -> list[str]:
+def follower_state(doing: str, disk: str | None, *, hears: bool) -> tuple[str, bool]:
+    """Return the state in a word or two of a process that reads feeds, and whether it is well.
+
+    One that cannot write does not read on either: that it hears nothing is no news then.
+    """
+    if disk is not None:
+        return "cannot write", False
+    return (doing, True) if hears else ("no worker", False)
+
+
+def _unheard(workers: Sequence[BoxStatus]) -> Callable[[str], list[str]]:
+    """Return what says why a process receives nothing: not its own fault, as a rule.
+
+    A worker that is gone is a problem by itself, and the silence of those who read its feed none.
+    """
+    answers = [box.worker for box in workers if box.has_worker]
+    up_s = [worker.uptime_s for worker in answers if worker is not None]
+
+    def sentences(process: str) -> list[str]:
+        if len(up_s) < len(answers):
+            return []
+        if up_s and min(up_s) < _HEARD_WITHIN_S:
+            return [f"the worker started {min(up_s):.0f} s ago: {process} waits for its feed"]
+        return [f"{process} receives nothing from the worker"]
+
+    return sentences
+
+
+def _forward_problems(forward: ForwardStatus, unheard: Callable[[str], list[str]]) -> list[str]:
     found = [f"the forwarder: {forward.disk}"] if forward.disk else []
     if not forward.hears_workers:
-        found.append("the forwarder receives nothing from the worker")
+        found += unheard("the forwarder")
     return found + [
         f"forward {output.name}: {output.error}" for output in forward.outputs if output.error
     ]

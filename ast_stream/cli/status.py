@@ -15,7 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ast_stream.box_status import TIMEOUT_S, BoxStatus, WorkersStatus, WorkersStatusClient
+from ast_stream.box_status import (
+    TIMEOUT_S,
+    BoxStatus,
+    WorkersStatus,
+    WorkersStatusClient,
+    follower_state,
+)
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.subscribe import default_settings
@@ -169,19 +175,21 @@ def _processes(box: BoxStatus) -> Table:
             is_healthy = capture.state in ("listening", "ended")
             add(f"capture {name}", capture.state, is_healthy, _capture_text(capture))
     if box.alerts is not None:
-        state = "listening" if box.alerts.hears_worker else "no worker"
-        add("alerts", state, box.alerts.hears_worker, alerts_text(box.alerts))
+        follows = follower_state("listening", box.alerts.disk, hears=box.alerts.hears_worker)
+        add("alerts", *follows, alerts_text(box.alerts))
     elif box.has_alerts:
         add("alerts", "no answer", False)
     if box.recorder is not None:
-        hears = box.recorder.hears_workers
-        state = "recording" if hears else "no worker"
-        add("recorder", state, hears, recorder_text(box.recorder))
+        follows = follower_state("recording", box.recorder.disk, hears=box.recorder.hears_workers)
+        add("recorder", *follows, recorder_text(box.recorder))
     elif box.has_recorder:
         add("recorder", "no answer", False)
     if box.forward is not None:
-        is_well = not any(output.error for output in box.forward.outputs)
-        add("forward", "sending" if is_well else "failing", is_well, forward_text(box.forward))
+        if any(output.error for output in box.forward.outputs):
+            follows = "failing", False
+        else:
+            follows = follower_state("sending", box.forward.disk, hears=box.forward.hears_workers)
+        add("forward", *follows, forward_text(box.forward))
     elif box.has_forward:
         add("forward", "no answer", False)
     if box.page is not None:

@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ast_stream.alerts.rules.field_types import parse_duration
-from ast_stream.box_status import BoxStatus
+from ast_stream.box_status import BoxStatus, follower_state
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.messages.administration import (
     AcknowledgeRequest,
@@ -76,6 +76,7 @@ def _now(services: Services) -> dict[str, Any]:
         "problems": look.found.problems,
         "workers": [(name, box) for name, box in boxes.items()],
         "alerts_process": next((box.alerts for box in boxes.values() if box.alerts), None),
+        "follower_state": follower_state,
         "recorder": next((box.recorder for box in boxes.values() if box.recorder), None),
         "forward": next((box.forward for box in boxes.values() if box.forward), None),
         "streams": [(name, stream, open_events(box, name)) for box in boxes.values()

@@ -29,7 +29,7 @@ from ast_stream.cli.terminal import console
 from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock, RingReply
 from ast_stream.messages.pool import Placement
-from ast_stream.messages.status import Health, StreamState
+from ast_stream.messages.status import ForwardStatus, Health, StreamState
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.streams import StreamSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
@@ -147,6 +147,54 @@ def test_what_is_not_well_is_named(
     found: BoxStatus, configured: list[StreamSettings], expected: str
 ) -> None:
     assert problems(found, configured) == [expected]
+
+
+FOLLOWERS: dict[str, Any] = {
+    "has_alerts": True,
+    "alerts": alerts_status(hears_worker=False),
+    "has_recorder": True,
+    "recorder": recorder_status(hears_workers=False),
+    "has_forward": True,
+    "forward": ForwardStatus(hears_workers=False, outputs=[], disk=None),
+}
+
+
+def test_a_worker_that_is_gone_is_the_only_problem_of_those_who_read_its_feed() -> None:
+    killed = report(worker=None, **FOLLOWERS)
+    assert problems(killed, []) == ["the worker does not answer"]
+    # where there are several, the readers of all of them are shown with the first
+    first = report(**FOLLOWERS)
+    assert problems(first, [], workers=[first, report(worker=None)]) == []
+
+
+def test_readers_of_a_worker_that_has_just_started_name_it_as_the_cause() -> None:
+    started = report(
+        worker=worker_status(uptime_s=2.2),
+        has_recorder=True,
+        recorder=recorder_status(hears_workers=False),
+    )
+    expected = ["the worker started 2 s ago: the recorder waits for its feed"]
+    assert problems(started, []) == expected
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        report(has_alerts=True, alerts=alerts_status(hears_worker=False, disk="full")),
+        report(has_recorder=True, recorder=recorder_status(hears_workers=False, disk="full")),
+        report(
+            has_forward=True, forward=ForwardStatus(hears_workers=False, outputs=[], disk="full")
+        ),
+    ],
+    ids=["alerts", "recorder", "forward"],
+)
+def test_a_process_that_cannot_write_is_not_shown_as_without_a_worker(
+    found: BoxStatus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console(stderr=False).print(view(found))
+    shown = capsys.readouterr().out
+    assert "cannot write" in shown
+    assert "no worker" not in shown
 
 
 def test_recording_that_was_read_to_its_end_is_well() -> None:

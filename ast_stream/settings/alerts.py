@@ -17,6 +17,7 @@ from ast_stream.settings.section import (
     Section,
     VariableName,
     refuse_misfits,
+    unless_left_out,
 )
 from ast_stream.urls import check_url
 
@@ -216,11 +217,13 @@ class AlertSettings(Section):
         misfits: list[Misfit] = []
         if not self.allow_exec:
             text = "action {!r} runs a program: needs alerts.allow_exec: true"
-            misfits = [(("alerts",), text.format(name)) for name in commands]
+            forbidden: list[Misfit] = [(("alerts",), text.format(name)) for name in commands]
+            misfits += unless_left_out(forbidden, info, ("alerts", "allow_exec"))
         if self.heartbeat is not None:
             action = self.actions.get(self.heartbeat.action)
             if action is None or action.type == "mqtt":
                 text = "heartbeat.action: expected the name of a webhook, command, log or apprise "
-                misfits.append((("alerts",), f"{text}action, got {self.heartbeat.action!r}"))
+                lost: Misfit = (("alerts",), f"{text}action, got {self.heartbeat.action!r}")
+                misfits += unless_left_out([lost], info, ("alerts", "actions"))
         refuse_misfits(misfits, info)
         return self

@@ -16,7 +16,7 @@ from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import explain_by_path, line_of, show_path
 from ast_stream.settings.paths import socket_problem
 from ast_stream.settings.schema import Settings
-from ast_stream.settings.section import FOLDER, MISFITS
+from ast_stream.settings.section import FOLDER, LEFT_OUT, MISFITS
 from ast_stream.settings.yaml import Document, parse_document, read_document
 
 MAX_PROBLEMS = 100  # that are listed; the others are counted
@@ -122,7 +122,11 @@ def _examine(
     cut: set[KeyPath] = set()
     for _ in range(_ROUNDS):
         misfits: list[tuple[KeyPath, str]] = []
-        context = {FOLDER: None if folder is None else str(folder), MISFITS: misfits}
+        context = {
+            FOLDER: None if folder is None else str(folder),
+            MISFITS: misfits,
+            LEFT_OUT: cut,
+        }
         try:
             settings = Settings.model_validate(data, context=context)
         except ValidationError as error:

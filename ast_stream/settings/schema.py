@@ -36,6 +36,7 @@ from ast_stream.settings.section import (
     Misfit,
     Section,
     refuse_misfits,
+    unless_left_out,
 )
 from ast_stream.settings.streams import StreamSettings
 from ast_stream.settings.transport import TransportSettings
@@ -185,18 +186,27 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Settings:
+        transport = self.transport.misfits(is_in_pool=self.pool is not None)
+        in_transport = [
+            ("transport", "audio"),
+            ("transport", "curve", "server_key"),
+            ("transport", "curve", "server_secret"),
+        ]
+        names = [("streams", "*", "name"), ("workers", "*", "streams")]
+        in_pool = [("pool", key) for key in ("nats", "members")]
+        in_web = [("web", key) for key in ("certificate", "private_key")]
         refuse_misfits(
             [
-                *self._stream_misfits(),
-                *self._worker_misfits(),
+                *unless_left_out(self._stream_misfits(), info, ("pool",)),
+                *unless_left_out(self._worker_misfits(), info, *names),
                 *self._port_misfits(),
-                *self.transport.misfits(is_in_pool=self.pool is not None),
-                *(() if self.pool is None else self.pool.misfits()),
+                *unless_left_out(transport, info, ("pool",), *in_transport),
+                *unless_left_out(() if self.pool is None else self.pool.misfits(), info, *in_pool),
                 *self._privacy_misfits(),
-                *self._recorder_misfits(),
-                *self.web.misfits(),
+                *unless_left_out(self._recorder_misfits(), info, *names),
+                *unless_left_out(self.web.misfits(), info, *in_web),
                 *forward_misfits(self.forward),
-                *fleet_misfits(self),
+                *unless_left_out(fleet_misfits(self), info, ("forward",)),
             ],
             info,
         )

@@ -6,7 +6,7 @@ Every number has both bounds: what is converted to samples, hops or nanoseconds 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
 FOLDER = "folder"  # key of the validation context: where relative paths begin
 MISFITS = "misfits"  # key of the validation context: a list of what does not fit each other
+LEFT_OUT = "left_out"  # key of the validation context: paths of what was wrong, and is not there
 
 Misfit = tuple[tuple[str | int, ...], str]
 """Path from the top of the configuration, and a sentence."""
@@ -62,6 +63,27 @@ def resolved(path: str, context: Any) -> str:
 
 def _resolve(path: str, info: ValidationInfo) -> str:
     return resolved(path, info.context)
+
+
+def unless_left_out(
+    misfits: Iterable[Misfit], info: ValidationInfo, *read: tuple[str | int, ...]
+) -> Iterable[Misfit]:
+    """Return the misfits, none of them if something was left out that they follow from.
+
+    It is in the file and wrong, and has a sentence already: that it is missing is not true.
+
+    Args:
+        read: paths of what the misfits follow from; "*" is any name or number.
+    """
+    left_out = (info.context or {}).get(LEFT_OUT, ())
+    is_left_out = any(_is_at_or_in(path, gone) for path in read for gone in left_out)
+    return () if is_left_out else misfits
+
+
+def _is_at_or_in(path: tuple[str | int, ...], gone: tuple[str | int, ...]) -> bool:
+    return len(gone) <= len(path) and all(
+        part in ("*", other) for part, other in zip(path, gone, strict=False)
+    )
 
 
 def refuse_misfits(misfits: Sequence[Misfit], info: ValidationInfo) -> None:

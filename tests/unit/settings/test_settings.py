@@ -289,6 +289,53 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     assert "did you mean 'name'?" in "\n".join(found)
 
 
+STREAM = "streams: [{name: porch, source: {type: microphone}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "path"),
+    [
+        (STREAM + "pool: {name: p, members: [{name: a, audio: 'tcp://h:1'}]}", "members[0].rings"),
+        ("pool: {name: P!, nats: {servers: ['nats://h']}}", "pool.name"),
+        (
+            STREAM + "transport: {audio: 'tcp://0.0.0.0:1', curve: {server_secret: 5}}",
+            "server_secret",
+        ),
+        (STREAM + "transport: {audio: 'tcp://0.0.0.0:1', curve: 3}", "transport.curve"),
+        (
+            STREAM + "transport: {audio: 7, rings: 'tcp://0.0.0.0:2', curve: {server_secret: a}}",
+            "transport.audio",
+        ),
+        (
+            STREAM + "web: {listen: '0.0.0.0:8080', certificate: 5, private_key: k}",
+            "web.certificate",
+        ),
+        (
+            STREAM + "forward: [{name: a, type: nats}]\nfleet: {models: {follow: true}}",
+            "forward[0].servers",
+        ),
+        (
+            STREAM + "alerts: {allow_exec: yes, actions: {a: {type: command, argv: [/bin/true]}}}",
+            "alerts.allow_exec",
+        ),
+        (
+            STREAM + "alerts: {actions: {A!: {type: log}}, heartbeat: {action: a, interval_s: 60}}",
+            "alerts.actions",
+        ),
+        (
+            "streams: 5\nworkers: {w: {streams: [porch]}}\n"
+            "recorder: {clips: [{classes: all, when: event, streams: [porch]}]}",
+            "streams",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_not_called_missing_as_well(yaml: str, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(yaml)
+    (problem,) = caught.value.problems
+    assert problem.path.endswith(path)
+
+
 def test_problems_keep_their_facts_for_programs() -> None:
     with pytest.raises(ConfigError, match="hop_s: expected a number, got 'x'") as caught:
         parse_settings(STREAMS + "model: {hop_s: x}", "a.yaml")

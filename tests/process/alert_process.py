@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from feed_worker import Worker
+from forked_command import ForkedCommand
 from http_receiver import HttpReceiver
 from pipeline import PATIENCE_S, wait_for
 from whole_files import write_whole
@@ -66,9 +67,10 @@ class AlertProcess:
 
     def start(self, point: str | None = None) -> None:
         """Start the alerts process, to be killed at `point`."""
-        command = [sys.executable, "-m", "ast_stream.cli", "alerts", "-c", str(self.config)]
-        if point is not None:
-            command = [sys.executable, __file__, str(self.config), point]
+        if point is None:
+            self.process = ForkedCommand(["alerts", "-c", self.config], self.folder / "log")
+            return
+        command = [sys.executable, __file__, str(self.config), point]
         root, helpers = Path(__file__).parents[2], Path(__file__).parents[1] / "support"
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(

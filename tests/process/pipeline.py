@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from forked_worker import ForkedWorker
+from forked_command import ForkedCommand
 
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import FeedMessage
@@ -63,8 +63,16 @@ class Pipeline:
         return path
 
     def start(self, name: str, *args: str) -> subprocess.Popen[bytes]:
-        """Start a sub-command as the process `name`; its stderr goes to a file."""
-        log = (self.folder / f"{name}.log").open("ab")
+        """Start a sub-command as the process `name`; its stderr goes to a file.
+
+        It is a fork, unless something is to be loaded into it, or it starts processes itself.
+        """
+        path = self.folder / f"{name}.log"
+        if not self.env and args[0] != "run":
+            command = ForkedCommand([*args, "--config", self.config], path)
+            self.processes[name] = command
+            return command
+        log = path.open("ab")
         self.processes[name] = subprocess.Popen(
             [sys.executable, "-m", "ast_stream.cli", *args, "--config", str(self.config)],
             stderr=log,
@@ -76,13 +84,8 @@ class Pipeline:
         return self.processes[name]
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start the worker; as a fork, unless something is to be loaded into it."""
-        if self.env:
-            return self.start("worker", "worker")
-        args = ["worker", "--config", str(self.config)]
-        worker = ForkedWorker(args, os.environ, self.folder / "worker.log")
-        self.processes["worker"] = worker
-        return worker
+        """Start the worker."""
+        return self.start("worker", "worker")
 
     def start_capture(self, stream: str) -> subprocess.Popen[bytes]:
         """Start the capture process of `stream`."""

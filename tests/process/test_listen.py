@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked_command import ForkedCommand
 from pseudo_terminal import Terminal
 from reactive_model import save_reactive, tones_and_noise
 from virtual_mic import VirtualMic
@@ -26,12 +26,12 @@ def start(
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ast_stream.cli", "listen", "--model", str(model), *args],
-        stdout=stdout,
-        stderr=stderr,
+    return ForkedCommand(
+        ["listen", "--model", model, *args],
+        stdout,
+        stderr,
         text=True,
-        env={**os.environ, **mic.environment, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **mic.environment},
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from forked_command import ForkedCommand
 
 from ast_stream.messages.audio import (
     AckRequest,
@@ -71,23 +72,30 @@ class CaptureProcess:
         environment: Mapping[str, str] | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
     ) -> CaptureProcess:
-        """Start the process."""
+        """Start the process; as a fork, unless something is to be loaded or put into it."""
+        given = {**os.environ, **(environment or {})}
+        if "LD_PRELOAD" not in given and "PYTHONPATH" not in given and stdin == subprocess.DEVNULL:
+            self.process = ForkedCommand(self._arguments(), self.folder / "log", env=given)
+            return self
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
                 stdin=stdin,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(environment or {})},
+                env=given,
             )
         return self
 
     def command(self, *streams: str) -> list[str]:
         """Return the command line of a capture process."""
+        return [sys.executable, "-m", "ast_stream.cli", *self._arguments(*streams)]
+
+    def _arguments(self, *streams: str) -> list[str]:
         arguments = ["capture", "-c", str(self.config)]
         if streams or len(self.streams) == 1:
             arguments += [word for name in streams or (STREAM,) for word in ("--stream", name)]
-        return [sys.executable, "-m", "ast_stream.cli", *arguments]
+        return arguments
 
     def listen(self) -> None:
         """Receive live blocks, as a worker that has started."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feed_worker import Worker
+from forked_command import ForkedCommand
 from sample_messages import event_message, gap_message
 
 from ast_stream.forward.cloud_events import of_feed
@@ -83,7 +84,12 @@ class ForwardBox:
         self.config.write_text(json.dumps(self.settings))  # JSON is YAML
 
     def start(self, *wrapper: str, **environ: str) -> None:
-        """Start a forwarder, through another program if one is named."""
+        """Start a forwarder, through another program if one is named; otherwise as a fork."""
+        if not wrapper and not environ:
+            self.process = ForkedCommand(
+                ["forward", "-c", self.config], self.folder / "forward.log"
+            )
+            return
         command = (*wrapper, sys.executable, "-m", "ast_stream.cli", "forward", "-c")
         with (self.folder / "forward.log").open("ab") as log:
             self.process = subprocess.Popen(

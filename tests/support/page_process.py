@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from urllib.parse import urlencode
 
 from argon2 import PasswordHasher
 from certificates import Identity
+from forked_command import ForkedCommand
 from ports import free_ports
 
 from ast_stream.privacy.page_users import User, changing_users
@@ -192,8 +192,7 @@ def running_page(
 @contextmanager
 def page_of(config: Path, port: int, tls: ssl.SSLContext | None = None) -> Iterator[Page]:
     """Run the page of a configuration that listens at a port of loopback."""
-    command = [sys.executable, "-m", "ast_stream.cli", "web", "-c", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = ForkedCommand(["web", "-c", config], 1, subprocess.PIPE, text=True)
     page = Page(process, port, config, tls)
     try:
         wait_until_alive(page)

@@ -7,12 +7,10 @@ the same recordings: the same ids, types, samples, scores and ends, each event e
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from forked_command import ForkedCommand
 from nats_server import NatsServer
 from ports import free_ports
 from reactive_model import tones_and_noise
@@ -101,14 +100,7 @@ class Member:
         return self.is_running and self.log.count("ready:") >= self.n_starts
 
     def start(self) -> None:
-        with (self.folder / "worker.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ast_stream.cli", "worker", "-c", str(self.config)],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+        self.process = ForkedCommand(["worker", "-c", self.config], self.folder / "worker.log")
         self.n_starts += 1
 
     def kill(self) -> None:
@@ -255,15 +247,7 @@ class PoolOfWorkers:
                 settings["transport"] = {"curve": curve}
             config = folder / "config.yaml"
             config.write_text(json.dumps(settings))
-            with (folder / "capture.log").open("ab") as log:
-                self.captures.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "ast_stream.cli", "capture", "-c", str(config)],
-                        stdout=log,
-                        stderr=log,
-                        stdin=subprocess.DEVNULL,
-                    )
-                )
+            self.captures.append(ForkedCommand(["capture", "-c", config], folder / "capture.log"))
 
     def start_alerts(self) -> None:
         """Start an alerts process that follows the pool, with a rule about two classes."""
@@ -302,14 +286,10 @@ class PoolOfWorkers:
 
     def _start(self, command: str, name: str) -> None:
         """Start a process with the configuration in a folder."""
-        with (self.folder / name / f"{command}.log").open("ab") as log:
-            self.readers[command] = subprocess.Popen(
-                [sys.executable, "-m", "ast_stream.cli", command, "-c", "config.yaml"],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                cwd=self.folder / name,
-            )
+        folder = self.folder / name
+        self.readers[command] = ForkedCommand(
+            [command, "-c", "config.yaml"], folder / f"{command}.log", cwd=folder
+        )
 
     @property
     def alerts_feed(self) -> str:

@@ -31,6 +31,7 @@ from faults import MICROPHONE, STATION, Fault, Injected, capture_of
 from http_receiver import HttpReceiver
 from injection import NOT_RUNNING, inject
 from live_sources import SoundCard, Station
+from reactive_model import tones_and_noise
 from ring_tap import RingTap
 from virtual_mic import missing_parts
 from wall_clocks import WallClocks
@@ -44,7 +45,7 @@ Body = dict[str, Any]
 
 HOP_S = 0.5
 RING_S = 90.0
-MIN_SCENE_S = 100.0
+MIN_SCENE_S = 60.0
 MAX_SCENE_S = 300.0  # then it begins again
 STREAMS = {"attic": 3, "cellar": 5, "yard": 8}  # with the seeds of their scenes
 LIVE_SEEDS = {MICROPHONE: 13, STATION: 21}
@@ -98,11 +99,21 @@ class Box:
         receiver: gets the alerts.
         is_live: also with a sound card, where there is one, and a station; what these gave is
             read along from their rings.
+        checkpoint: one whose scores react to tones, which are then what is heard; None: the bundled
+            one, and scenes.
     """
 
     def __init__(
-        self, n_streams: int, seconds: float, receiver: HttpReceiver, *, is_live: bool = False
+        self,
+        n_streams: int,
+        seconds: float,
+        receiver: HttpReceiver,
+        *,
+        is_live: bool = False,
+        checkpoint: Path | None = None,
     ) -> None:
+        self.checkpoint = "bundled" if checkpoint is None else str(checkpoint)
+        self._make_sound = _scene if checkpoint is None else _tones
         self.folder = Path(tempfile.mkdtemp(prefix="asc-", dir="/tmp"))  # ipc paths are short
         self.streams = list(STREAMS)[:n_streams]
         self.state = self.folder / "state"
@@ -111,7 +122,7 @@ class Box:
         self.scenes: dict[str, Pcm16] = {}
         scene_s = round(min(max(MIN_SCENE_S, seconds), MAX_SCENE_S))
         for stream in self.streams:
-            self.scenes[stream] = generate_scene(STREAMS[stream], scene_s).pcm
+            self.scenes[stream] = self._make_sound(STREAMS[stream], scene_s)
             path = self.folder / f"{stream}.wav"
             soundfile.write(path, self.scenes[stream], SAMPLE_RATE, subtype="PCM_16")
         self.card: SoundCard | None = None
@@ -350,7 +361,8 @@ class Box:
                 {"name": name, "source": self._source(name), "ring_s": RING_S}
                 for name in self.streams
             ],
-            "model": {"device": "cpu", "precision": "fp32", "attention": "math", "hop_s": HOP_S},
+            "model": {"checkpoint": self.checkpoint, "hop_s": HOP_S}
+            | {"device": "cpu", "precision": "fp32", "attention": "math"},
             "alerts": {"rules": ["rules.yaml"], "actions": {"hook": hook}},
         }
         self.config.write_text(json.dumps(settings))  # JSON is YAML
@@ -364,7 +376,7 @@ class Box:
         return {"type": "file", "path": f"{self.folder}/{name}.wav", "loop": True}
 
     def _add_live_sources(self, scene_s: float) -> None:
-        scenes = {name: generate_scene(seed, scene_s).pcm for name, seed in LIVE_SEEDS.items()}
+        scenes = {name: self._make_sound(seed, scene_s) for name, seed in LIVE_SEEDS.items()}
         if missing_parts() is None:
             self.card = SoundCard(scenes[MICROPHONE])
         self.station = Station(scenes[STATION], LIVE_SEEDS[STATION])
@@ -475,6 +487,14 @@ class Box:
                 if all(word in command for word in words) and is_alone == ("--stream" in words):
                     return pid
         return None
+
+
+def _scene(seed: int, seconds: float) -> Pcm16:
+    return generate_scene(seed, seconds).pcm
+
+
+def _tones(seed: int, seconds: float) -> Pcm16:
+    return tones_and_noise(seconds, seed)
 
 
 def words_of(target: str) -> list[str]:

@@ -134,7 +134,7 @@ def compare(box: Box, received: Sequence[Received]) -> Comparison:
     comparison = Comparison(faults=box.injected)
     _compare_recoveries(box, comparison)
     log = published(box)
-    tagger = load_tagger("bundled", device="cpu", precision="fp32", attention="math")
+    tagger = load_tagger(box.checkpoint, device="cpu", precision="fp32", attention="math")
     for stream in box.streams:
         epochs = _epochs(box, log, stream)
         _check_epochs(box, stream, epochs, comparison)

@@ -75,7 +75,8 @@ def kills_and_stops(
     """Return one round: groups of faults that fall together, with every kind of fault.
 
     Args:
-        is_long: include stops that end a stream's events or trip the watchdog.
+        is_long: include stops that end a stream's events or trip the watchdog, and overload for
+            longer.
     """
 
     def kill(target: str) -> Fault:
@@ -87,6 +88,7 @@ def kills_and_stops(
     def capture() -> str:
         return capture_of(rng.choice(streams))
 
+    overload_s = (5.0, 10.0) if is_long else (2.0, 4.0)  # it takes all that others could use
     groups = [
         [kill("worker")],
         [kill(capture()), kill("alerts")],
@@ -94,7 +96,7 @@ def kills_and_stops(
         [kill("worker"), stop("run", 4.0)],
         [stop("worker", 8.0)],
         [stop(capture(), CAPTURE_STOP_S), stop("alerts", 8.0), stop("subscriber", 8.0)],
-        [Fault("overload", "", round(rng.uniform(5.0, 10.0), 1)), kill("subscriber")],
+        [Fault("overload", "", round(rng.uniform(*overload_s), 1)), kill("subscriber")],
     ]
     if is_long:
         groups.append([Fault("stop", capture(), LOST_S)])

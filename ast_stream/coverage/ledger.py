@@ -133,9 +133,13 @@ class CoverageLedger:
 
     def note_added(self, stream: str, time_ns: int) -> None:
         """Record that a stream is back in the configuration, if it had left."""
+        if self.is_off(stream):
+            self._note(self._newest[stream], ADDED, time_ns)
+
+    def is_off(self, stream: str) -> bool:
+        """Return whether a stream has left the configuration, and is not back."""
         newest = self._newest.get(stream)
-        if newest is not None and newest.begins_off:
-            self._note(newest, ADDED, time_ns)
+        return newest is not None and newest.begins_off
 
     def _note(self, newest: Span, reason: str, time_ns: int) -> None:
         """Add a span of one sample, in an epoch of its own: it takes none of the audio's."""

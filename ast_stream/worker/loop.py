@@ -490,7 +490,7 @@ class Worker:
                 "(model.max_streams), got one more"
             )
         config = StreamConfig(block.stream, {}, expected, is_configured=False)
-        return self._add(config, self._ring_of(config), self._journal.claim(block.stream))
+        return self._add(config, self._ring_of(config), self._claim(block.stream))
 
     def _has_just_been_removed(self, name: str, now_s: float) -> bool:
         """Return whether the capture process of a stream just removed may still be sending."""
@@ -614,7 +614,7 @@ class Worker:
         record = None if content is None else self._decode_record(name, content)
         if record is not None and record.epoch != hello.epoch:
             record = None
-        known = self._journal.claim(name)
+        known = self._claim(name)
         is_own = known is not None and (
             hello.owner_name in (None, own)
             if known.epoch == hello.epoch
@@ -679,7 +679,7 @@ class Worker:
         room = self._detector.max_streams - len(self._by_name)
         awaited = [config for name, config in self._configured.items() if name not in self._by_name]
         for config in awaited[:room]:
-            self._add(config, self._ring_of(config), self._journal.claim(config.name))
+            self._add(config, self._ring_of(config), self._claim(config.name))
         is_leaving = any(stream.is_leaving for stream in self._streams)
         self._is_changing = is_leaving or len(awaited) > room
 
@@ -692,6 +692,14 @@ class Worker:
         stream.close()
         self._report.publish_farewell(stream, self._now_s())
         logger.info("stream %s: removed", stream.name)
+
+    def _claim(self, name: str) -> StreamRecord | None:
+        """Return where a stream goes on that is about to be added; None: it begins afresh.
+
+        A worker that was killed while it let a stream go may have told the ledger alone.
+        """
+        record = self._journal.claim(name)
+        return None if self._ledger.is_off(name) else record
 
     def _ring_of(self, config: StreamConfig) -> RingClient:
         return RingClient(self._sockets.sockets, self._poller, config.ring_endpoint)

@@ -88,11 +88,7 @@ def left_of(box: Site, epochs: list[str]) -> Left:
         ],
         ids=[(body["id"], body["type"]) for body in box.messages()],
         published=published(box, epochs),
-        accounted=joined(
-            (number[span.epoch], span.start_sample, span.stop_sample, span.reason)
-            for span in spans
-            if span.reason is not None
-        ),
+        accounted=accounted(box, epochs),
         heard=heard,
         spans=spans,
     )
@@ -103,6 +99,15 @@ def published(box: Site, epochs: list[str]) -> list[Range]:
     return joined(
         (epochs.index(gap["epoch"]), gap["start"], gap["start"] + gap["samples"], gap["reason"])
         for gap in box.messages("gap")
+    )
+
+
+def accounted(box: Site, epochs: list[str]) -> list[Range]:
+    """Return the samples that the ledger says are lost."""
+    return joined(
+        (epochs.index(span.epoch), span.start_sample, span.stop_sample, span.reason)
+        for span in box.spans()
+        if span.reason is not None and span.kind != "off"
     )
 
 
@@ -366,3 +371,40 @@ def test_gap_before_any_audio_is_in_the_ledger_once_it_is_behind_the_journal(
         left = left_of(box, epochs)
         assert_agreeing(left)
         assert left.published == [(0, 0, 3 * HOP, "overflow")]
+
+
+def test_stream_that_was_removed_behind_any_write_has_lost_nothing_when_it_comes_back(
+    tagger: Tagger, pcm: Pcm16, writes: Writes
+) -> None:
+    """Once the ledger says that it was off, the journal does not say where it goes on."""
+    number, n_writes, was_off = 0, 1, set()
+    while number <= n_writes:
+        with site(tagger) as box:
+            box.start_capture()
+            epochs = [box.capture().epoch]
+            box.start_worker("mic")
+            play(box, pcm[: 4 * SAMPLE_RATE])
+            writes.begin(number or None)
+            try:
+                box.use_streams()
+                box.tick(20, seconds=0.1)
+            except DiedError:
+                pass
+            n_writes = n_writes if number else len(writes.done)
+            writes.is_counting = False
+            box.kill_worker()
+            box.kill_capture()
+            box.start_worker()
+            is_off = any(span.kind == "off" for span in box.spans())
+            was_off.add(is_off)
+            box.tick(20, seconds=10.0)
+            new_capture(box, epochs)
+            box.use_streams("mic")
+            play(box, pcm[: 2 * SAMPLE_RATE])
+            box.tick(30, seconds=0.1)
+            box.worker.finish()
+            lost = published(box, epochs)
+            assert lost == accounted(box, epochs)
+            assert not (is_off and lost), f"behind write {number} of {n_writes}"
+        number += 1
+    assert was_off == {False, True}

@@ -428,11 +428,7 @@ def _check_coverage(box: Box, log: list[tuple[str, Body]], comparison: Compariso
                     f"instead of {expected}"
                 )
             stops[span.epoch] = span.stop_sample
-        if lost != recorded and _by_epoch(lost) == _by_epoch(recorded):
-            # a worker that was killed after it had published a gap, and before it had saved the
-            # ledger, accounts for it as part of the gap that follows
-            comparison.figures["epochs with a gap under another reason in the ledger"] += 1
-        elif lost != recorded:
+        if lost != recorded:
             comparison.problems.append(
                 f"{stream}: the ledger has other gaps ({dict(lost)}) than were published "
                 f"({dict(recorded)})"
@@ -443,14 +439,6 @@ def _check_coverage(box: Box, log: list[tuple[str, Body]], comparison: Compariso
                     f"{stream} {epoch[:8]}: the ledger ends at sample {stops.get(epoch)}, and "
                     f"scores at {max(scores)}"
                 )
-
-
-def _by_epoch(samples: Counter[tuple[str, str]]) -> Counter[str]:
-    """Return samples by epoch, of all reasons."""
-    totals: Counter[str] = Counter()
-    for (epoch, _), n in samples.items():
-        totals[epoch] += n
-    return totals
 
 
 def _check_begins_and_ends(log: list[tuple[str, Body]], comparison: Comparison) -> None:

@@ -74,6 +74,12 @@ class StreamRecord(BaseModel):
         # checked where it is read: nothing here may stop a worker that runs
         return cls.model_construct(epoch=epoch, detector=detector, clock=list(clock.anchors))
 
+    def without_frames(self) -> StreamRecord:
+        """Return this record without the frames that were not decided when it was made."""
+        return self.model_copy(
+            update={"detector": self.detector.model_copy(update={"frames": None})}
+        )
+
     def by_clock_of(self, now: Moment) -> StreamRecord:
         """Return this record of another machine with its times on both clocks of this one."""
         clock = [(sample, wall_ns, wall_ns - now.offset_ns) for sample, wall_ns, _ in self.clock]

@@ -857,11 +857,13 @@ class WorkerStream:
         """Open the epoch that the journal knows, of which nothing is left before a gap.
 
         The run that was killed may have accounted for more than it has journalled, and what was
-        heard is not lost: events that are open end there.
+        heard is not lost: events that are open end there, and nothing is decided a second time.
         """
         known = max(record.position, self._known_in(record.epoch))
         # a hole that becomes silence lets events go on, of which nobody knows the rest
         is_long = gap.stop_sample - known > LONGEST_SILENT_HOLE
+        if known > record.position and gap.stop_sample - record.position > LONGEST_SILENT_HOLE:
+            record = record.without_frames()
         self._resume(record, known if is_long else record.position)
 
     def _end_orphans_of_others(self, than: str | None) -> None:

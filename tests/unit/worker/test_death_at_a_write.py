@@ -271,11 +271,17 @@ def test_gap_of_a_new_capture_process_begins_where_the_ledger_ends(
         epochs = [box.capture().epoch]
         box.start_worker("mic")
         n_heard = play_until_it_dies_behind_its_ledger(box, pcm, writes)
+        decided: list[int] = []  # what is decided a second time, with less to go by
+        box.on_sent = lambda message: decided.extend(
+            message.body["end_sample"]
+            for _ in range(message.kind == "scores" and message.body["epoch"] == epochs[0])
+        )
         go_on(box, epochs, new_capture)
         play(box, pcm[: 3 * SAMPLE_RATE])
         left = left_of(box, epochs)
         assert_agreeing(left)
         assert [(epoch, start) for epoch, start, *_ in left.published] == [(0, n_heard)]
+        assert not decided
 
 
 @pytest.mark.parametrize("settings", ["same", "other"])

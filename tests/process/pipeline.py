@@ -62,13 +62,16 @@ class Pipeline:
         soundfile.write(path, pcm, rate, subtype="PCM_16")
         return path
 
-    def start(self, name: str, *args: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, *args: str, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         """Start a sub-command as the process `name`; its stderr goes to a file.
 
-        It is a fork, unless something is to be loaded into it, or it starts processes itself.
+        It is a fork, unless something is to be loaded into it, or it starts processes itself, or
+        reads what the test writes.
         """
         path = self.folder / f"{name}.log"
-        if not self.env and args[0] != "run":
+        if not self.env and args[0] != "run" and stdin == subprocess.DEVNULL:
             command = ForkedCommand([*args, "--config", self.config], path)
             self.processes[name] = command
             return command
@@ -77,7 +80,7 @@ class Pipeline:
             [sys.executable, "-m", "ast_stream.cli", *args, "--config", str(self.config)],
             stderr=log,
             stdout=log,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             env={**os.environ, "OMP_NUM_THREADS": "1", **self.env},
         )
         log.close()

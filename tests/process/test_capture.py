@@ -79,7 +79,7 @@ def test_other_rates_and_channels_are_resampled_once(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_worker_missed_is_in_the_ring(tmp_path: Path) -> None:
-    pcm = write_noise(tmp_path / "a.wav", 2.5)
+    pcm = write_noise(tmp_path / "a.wav", 6.0)  # longer than a worker takes to come back
     source = {"type": "file", "path": str(tmp_path / "a.wav"), "pace": "realtime"}
     with capture_process(source) as capture:
         capture.listen()

@@ -6,27 +6,33 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
-from pipeline import Pipeline, events_of, pipeline, wait_for
+from pipeline import PATIENCE_S, Pipeline, events_of, pipeline, wait_for
 from reactive_model import tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import (
     AckRequest,
     AudioBlock,
+    Pcm16,
     ReadRequest,
     RingReply,
 )
 from ast_stream.transport.listener import raise_descriptor_limit
 from ast_stream.transport.sockets import Sockets
+from ast_stream.units import SAMPLE_RATE
 
-SOUND_S = 25.0
+SOUND_S = 40.0
 N_CONNECTIONS = 1050
+BLOCK = 1600
 
 
 def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) -> RingReply:
@@ -72,6 +78,31 @@ def forged_end(reply: RingReply, stream: str = "a", ring: str | None = None) -> 
     return block.encode()
 
 
+@contextmanager
+def feeding(capture: subprocess.Popen[bytes], pcm: Pcm16) -> Iterator[threading.Event]:
+    """Write sound to a capture process in real time; once the event is set, all the rest of it.
+
+    So however long the attacks take on a busy machine, the sound is not over before them.
+    """
+    assert capture.stdin is not None
+    pipe, is_over = capture.stdin, threading.Event()
+
+    def feed() -> None:
+        with suppress(BrokenPipeError), pipe:
+            for start in range(0, len(pcm), BLOCK):
+                pipe.write(pcm[start : start + BLOCK].tobytes())
+                pipe.flush()
+                is_over.wait(BLOCK / SAMPLE_RATE)
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        yield is_over
+    finally:
+        is_over.set()
+        thread.join(PATIENCE_S)
+
+
 def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets: Sockets) -> None:
     pcm = tones_and_noise(SOUND_S)
     with pipeline(checkpoint, {"a": {"type": "file", "pace": "fast"}}) as calm:
@@ -83,11 +114,11 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
         expected = events_of(calm.published(), "a")
     assert len(expected) > 4
     raise_descriptor_limit()
-    with pipeline(checkpoint, {"a": {"type": "file"}}) as run, ExitStack() as leaked:
-        run.write_audio(pcm)
+    with pipeline(checkpoint, {"a": {"type": "stdin"}}) as run, ExitStack() as leaked:
         worker = run.start_worker()
         wait_for(lambda: "ready:" in run.log("worker"), "worker")
-        run.start_capture("a")
+        capture = run.start("capture-a", "capture", "--stream", "a", stdin=subprocess.PIPE)
+        is_over = leaked.enter_context(feeding(capture, pcm))
         folder = run.folder / "run"
         reader = Subscriber(run.feed, topics=["health/"])
         leaked.callback(reader.close)
@@ -132,6 +163,7 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
         assert answer is not None
         assert json.loads(answer[0])["status"]["streams"] == ["a"]
 
+        is_over.set()
         assert run.wait("capture-a") == 0
         assert run.stop("worker") == 0
         assert events_of(run.published(), "a") == expected

@@ -19,6 +19,7 @@ from ast_stream.messages.audio import Pcm16
 
 N_CHANGES = 20
 DURATION_S = 60.0
+TO_FINISH_S = 15.0  # before the recording is over
 UNDISTURBED = ("a", "b")
 
 
@@ -43,6 +44,7 @@ def kinds_of(run: Pipeline, stream: str) -> Counter[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_others_go_on_as_if_nothing_had_been_added_changed_and_removed(
     checkpoint: Path, pcm: Pcm16
 ) -> None:
@@ -58,7 +60,10 @@ def test_others_go_on_as_if_nothing_had_been_added_changed_and_removed(
         run.start("run", "run")
         wait_for(lambda: "stream a: epoch" in run.log("run"), "the first audio")
         kept = json.loads(run.config.read_text())["streams"]
+        end_s = time.monotonic() + DURATION_S - TO_FINISH_S
         for change in range(N_CHANGES):
+            if time.monotonic() > end_s:
+                break  # on a busy machine fewer find room in the recording
             again = {"type": "file", "path": str(run.folder / "audio.wav"), "loop": True}
             ring_s = 60 + change // 4  # another ring: the capture process begins again
             others = [

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +48,27 @@ def undisturbed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+# stops itself when its state is saved for the first time: so soon that it cannot end before a kill
+STOPS_ITSELF = """
+import os, signal
+from ast_stream.cli.app import main
+from ast_stream.training import trainer
+save = trainer.save_state
+def save_and_stop(*args):
+    save(*args)
+    trainer.save_state = save
+    os.kill(os.getpid(), signal.SIGSTOP)
+trainer.save_state = save_and_stop
+main()
+"""
+
+
 @contextmanager
-def _training(data: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "ast_stream.cli", "train", str(data), "-o", str(out)]
+def _training(
+    data: Path, out: Path, *options: str, stops_itself: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    program = ["-c", STOPS_ITSELF] if stops_itself else ["-m", "ast_stream.cli"]
+    command = [sys.executable, *program, "train", str(data), "-o", str(out)]
     with subprocess.Popen(
         [*command, *OPTIONS, *options],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -63,11 +80,11 @@ def _training(data: Path, out: Path, *options: str) -> Iterator[subprocess.Popen
 
 
 def _wait_for_state(process: subprocess.Popen[str], out: Path) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not (out / "state.pt").is_file():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    """Wait until a training has stopped itself with its state saved."""
+    found = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert found is not None
+    assert found.si_status == signal.SIGSTOP, process.communicate()[1]
+    assert (out / "state.pt").is_file()
 
 
 def _assert_equal(out: Path, undisturbed: Path) -> None:
@@ -81,7 +98,7 @@ def _assert_equal(out: Path, undisturbed: Path) -> None:
 def test_a_killed_training_goes_on_with_the_same_curve_and_weights(
     sounds: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    with _training(sounds, tmp_path) as process:
+    with _training(sounds, tmp_path, stops_itself=True) as process:
         _wait_for_state(process, tmp_path)
         process.send_signal(signal.SIGKILL)
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
@@ -94,9 +111,10 @@ def test_a_killed_training_goes_on_with_the_same_curve_and_weights(
 def test_a_stopped_training_says_how_to_go_on_and_does(
     sounds: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    with _training(sounds, tmp_path) as process:
+    with _training(sounds, tmp_path, stops_itself=True) as process:
         _wait_for_state(process, tmp_path)
         process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         errors = process.communicate(timeout=PATIENCE_S)[1]
         assert process.returncode == 130
     last = errors.splitlines()[-1]

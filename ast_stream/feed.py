@@ -13,18 +13,20 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
 from ast_stream.messages.event import FeedMessage, Position
-from ast_stream.transport.keys import ClientKeys
+from ast_stream.transport.keys import ClientKeys, KeyPair
 from ast_stream.transport.reader import FeedReader, Missed
 from ast_stream.urls import check_endpoint
 
 __all__ = [
     "ClientKeys",
+    "FeedAddress",
     "FeedMessage",
     "MessageReader",
     "Missed",
@@ -198,6 +200,42 @@ class Subscriber:
             return False
         is_of_other_class = self._classes is not None and message.class_ not in self._classes
         return not (message.kind == "event" and is_of_other_class)
+
+
+@dataclass(frozen=True)
+class FeedAddress:
+    """The addresses of a publisher's feed and queries.
+
+    Attributes:
+        query: None: it answers none.
+        key: its public key in Z85; None: none is needed.
+    """
+
+    feed: str
+    query: str | None
+    key: str | None = None
+
+    def keys(self, own: KeyPair | None) -> ClientKeys | None:
+        """Return the keys for it of a reader with a key of its own; None: it needs none."""
+        return None if own is None or self.key is None else ClientKeys(own, self.key)
+
+    def subscriber(
+        self,
+        topics: Iterable[str],
+        own: KeyPair | None,
+        *,
+        after: Position | Literal["oldest"] | None = None,
+        replay_patience_s: float = 5.0,
+    ) -> Subscriber:
+        """Return a reader of some of its topics, by default from the next message on."""
+        return Subscriber(
+            self.feed,
+            topics=topics,
+            query=self.query,
+            after=after,
+            replay_patience_s=replay_patience_s,
+            keys=self.keys(own),
+        )
 
 
 class SeveralFeeds:

@@ -18,10 +18,11 @@ from ast_stream.coverage.spans import Span
 from ast_stream.coverage.timeline import Others
 from ast_stream.coverage.union import joined, others_between, own_part
 from ast_stream.errors import StartupError, WireError
+from ast_stream.feed import FeedAddress
 from ast_stream.messages.pool import StreamClaim
 from ast_stream.messages.query import CoverageQuery
 from ast_stream.pool.bucket import PoolBucket
-from ast_stream.pool.feed import FeedAddress, ListedFeeds, own_key
+from ast_stream.pool.feed import ListedFeeds, own_key
 from ast_stream.pool.membership import Allowed, last_known, ranked
 from ast_stream.runtime.nats import NatsError
 from ast_stream.settings.pool import is_capture_box, member_name

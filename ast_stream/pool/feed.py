@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ast_stream.errors import UsageError
-from ast_stream.feed import FeedMessage, Missed, SeveralFeeds, Subscriber
+from ast_stream.feed import FeedAddress, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.labels import is_stream_name
 from ast_stream.messages.event import Position
 from ast_stream.pool.membership import Membership, pool_membership
@@ -25,7 +25,6 @@ from ast_stream.settings.pool import PoolMemberSettings
 from ast_stream.settings.schema import Settings
 from ast_stream.transport.keys import (
     CLIENT_CREDENTIAL,
-    ClientKeys,
     KeyPair,
     read_pair,
     read_public,
@@ -37,19 +36,6 @@ HOLDER_LASTS_S = 5.0  # without a report by the holder, another worker's report 
 MAX_KNOWN = 65_536  # messages remembered, to drop duplicates
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FeedAddress:
-    """The addresses of a worker's feed and queries.
-
-    Attributes:
-        key: its public key in Z85; None: none is needed.
-    """
-
-    feed: str
-    query: str | None
-    key: str | None
 
 
 class Workers(Protocol):
@@ -316,20 +302,6 @@ def own_key(settings: Settings) -> KeyPair | None:
     return read_pair(Path(curve.client_secret), CLIENT_CREDENTIAL)
 
 
-def pool_keys(settings: Settings) -> Callable[[FeedAddress], ClientKeys | None]:
-    """Return a function that returns the keys for a worker of a pool; None: it needs none.
-
-    Raises:
-        StartupError: this reader's own key cannot be used.
-    """
-    own = own_key(settings)
-
-    def keys_of(address: FeedAddress) -> ClientKeys | None:
-        return None if own is None or address.key is None else ClientKeys(own, address.key)
-
-    return keys_of
-
-
 def pool_feed(
     settings: Settings,
     workers: Workers,
@@ -350,16 +322,11 @@ def pool_feed(
     Raises:
         StartupError: a key cannot be used.
     """
-    keys_of = pool_keys(settings)
+    own = own_key(settings)
 
     def subscribe(address: FeedAddress, after: Position | None) -> Subscriber:
-        return Subscriber(
-            address.feed,
-            topics=topics,
-            query=address.query,
-            after=after or since,
-            replay_patience_s=replay_patience_s,
-            keys=keys_of(address),
+        return address.subscriber(
+            topics, own, after=after or since, replay_patience_s=replay_patience_s
         )
 
     return PoolFeed(workers, subscribe, positions or {}, has_replays=since is not None)

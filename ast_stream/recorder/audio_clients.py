@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ast_stream.pool.feed import FeedAddress, PoolFeed
+from ast_stream.feed import FeedAddress
+from ast_stream.pool.feed import PoolFeed
 from ast_stream.settings.paths import query_endpoint
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.workers import of_worker, worker_names, worker_of

@@ -19,17 +19,16 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.errors import WireError
-from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
+from ast_stream.feed import ClientKeys, FeedAddress, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import ReplayQuery, Snapshot, SnapshotQuery, TooOld, decode_replay
 from ast_stream.settings.paths import alerts_endpoint, feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.workers import of_worker, worker_names
-from ast_stream.transport.keys import client_keys
+from ast_stream.transport.keys import KeyPair, client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import Sockets
 from ast_stream.web.browser_queue import BrowserMessage, BrowserQueue
@@ -57,34 +56,21 @@ Reader = Subscriber | SeveralFeeds
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PublisherAddress:
-    """The endpoints of a publisher, and the keys for them."""
-
-    endpoint: str
-    query: str | None
-    keys: ClientKeys | None = None
-
-    def subscriber(self, topics: tuple[str, ...]) -> Subscriber:
-        """Return a reader of some of its topics, beginning with the next message."""
-        return Subscriber(self.endpoint, topics=topics, query=self.query, keys=self.keys)
-
-
-def feeds_of(settings: Settings) -> dict[str, PublisherAddress]:
+def feeds_of(settings: Settings, keys: ClientKeys | None) -> dict[str, FeedAddress]:
     """Return the publishers of a configuration by name: each worker, and the alerts process.
 
     The workers of a pool are not among them.
 
-    Raises:
-        ConfigError, StartupError: the keys for them cannot be read.
+    Args:
+        keys: of the clients of this box.
     """
-    keys = client_keys(settings.transport)
-    feeds: dict[str, PublisherAddress] = {}
+    key = None if keys is None else keys.server
+    feeds: dict[str, FeedAddress] = {}
     for name in worker_names(settings) if settings.pool is None else ():
         own = of_worker(settings, name)
-        feeds[name or "worker"] = PublisherAddress(feed_endpoint(own), query_endpoint(own), keys)
+        feeds[name or "worker"] = FeedAddress(feed_endpoint(own), query_endpoint(own), key)
     if settings.alerts.rules:
-        feeds[ALERTS] = PublisherAddress(alerts_endpoint(settings), None)
+        feeds[ALERTS] = FeedAddress(alerts_endpoint(settings), None)
     return feeds
 
 
@@ -97,6 +83,7 @@ class LiveHub:
         feeds: by name; `alerts` is the alerts process, all others are workers.
         labels: of the model's classes, in order; None: not known, so no scores are shown.
         pool: the workers of a pool, which are read as well; None: there is none.
+        own: the key of this process, for feeds that need one; None: it has none.
 
     Attributes:
         counters: messages read, sent and dropped since the start.
@@ -107,9 +94,10 @@ class LiveHub:
 
     def __init__(
         self,
-        feeds: Mapping[str, PublisherAddress],
+        feeds: Mapping[str, FeedAddress],
         labels: tuple[str, ...] | None = None,
         pool: PoolReading | None = None,
+        own: KeyPair | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.health: dict[str, dict[str, Any]] = {}
@@ -117,6 +105,7 @@ class LiveHub:
         self.open_events: dict[str, dict[str, Any]] = {}
         self._feeds = dict(feeds)  # replaced as a whole when a worker of the pool is heard first
         self._pool = pool
+        self._own = own
         self.labels = labels
         self._recent = RecentMessages(RECENT_MESSAGES)
         self._alerts: deque[BrowserMessage] = deque(maxlen=RECENT_ALERTS)
@@ -136,9 +125,16 @@ class LiveHub:
 
     @classmethod
     def of(cls, settings: Settings, labels: tuple[str, ...] | None = None) -> LiveHub:
-        """Return the hub of a configuration."""
-        pool = None if settings.pool is None else PoolReading.of(settings)
-        return cls(feeds_of(settings), labels, pool)
+        """Return the hub of a configuration.
+
+        Raises:
+            ConfigError, StartupError: the keys for the feeds cannot be read.
+        """
+        keys = client_keys(settings.transport)
+        if settings.pool is not None:
+            pool = PoolReading.of(settings)
+            return cls(feeds_of(settings, keys), labels, pool, pool.own)
+        return cls(feeds_of(settings, keys), labels, own=None if keys is None else keys.own)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start reading; messages are handled in `loop`."""
@@ -234,7 +230,7 @@ class LiveHub:
         if feed.query is None:
             return []
         found: list[FeedMessage | Missed] = []
-        sockets = Sockets(feed.keys)
+        sockets = Sockets(feed.keys(self._own))
         try:
             client = QueryClient(sockets, feed.query, self._stopped.is_set)
             while len(found) < MAX_REPLAYED:
@@ -286,8 +282,8 @@ class LiveHub:
             finally:
                 self._readers.discard(reader)
 
-    def _read_kept(self, name: str, feed: PublisherAddress) -> None:
-        reader = feed.subscriber(KEPT_TOPICS)
+    def _read_kept(self, name: str, feed: FeedAddress) -> None:
+        reader = feed.subscriber(KEPT_TOPICS, self._own)
         boots: dict[str, object] = {}
         with self._reading(reader):
             while not self._stopped.is_set():
@@ -302,15 +298,14 @@ class LiveHub:
                 if (by := reader.given_by) is None:
                     continue
                 name, address = f"pool {by[0]}", by[1]
-                feed = PublisherAddress(address.feed, address.query, pool.keys_of(address))
-                if self._feeds.get(name) != feed:
-                    self._feeds = self._feeds | {name: feed}
-                self._pass_on(name, feed, item, boots)
+                if self._feeds.get(name) != address:
+                    self._feeds = self._feeds | {name: address}
+                self._pass_on(name, address, item, boots)
 
     def _pass_on(
         self,
         name: str,
-        feed: PublisherAddress,
+        feed: FeedAddress,
         item: FeedMessage | Missed | None,
         boots: dict[str, object],
     ) -> None:
@@ -346,11 +341,11 @@ class LiveHub:
                     if isinstance(item, FeedMessage):
                         self._hand_over("", item)
 
-    def _read_pictures(self, feed: PublisherAddress) -> None:
+    def _read_pictures(self, feed: FeedAddress) -> None:
         while not self._stopped.is_set():
             if not self._is_watched.wait(_POLL_S):
                 continue
-            reader = feed.subscriber(PICTURE_TOPICS)
+            reader = feed.subscriber(PICTURE_TOPICS, self._own)
             with self._reading(reader):
                 while not self._stopped.is_set() and self._are_pictures_wanted():
                     item = reader.receive(_POLL_S)
@@ -360,11 +355,11 @@ class LiveHub:
     def _are_pictures_wanted(self) -> bool:
         return self._is_watched.is_set() or time.monotonic() < self._watched_until_s
 
-    def _snapshot(self, name: str, feed: PublisherAddress) -> Snapshot | None:
+    def _snapshot(self, name: str, feed: FeedAddress) -> Snapshot | None:
         """Return the snapshot of a worker, with the events that began before this process."""
         if feed.query is None:
             return None
-        sockets = Sockets(feed.keys)
+        sockets = Sockets(feed.keys(self._own))
         try:
             client = QueryClient(sockets, feed.query, self._stopped.is_set)
             frames = client.ask(SnapshotQuery(), _ANSWER_TIMEOUT_S)

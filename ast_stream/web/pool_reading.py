@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ast_stream.pool.feed import FeedAddress, PoolFeed, Workers, pool_feed, pool_keys, pool_workers
+from ast_stream.pool.feed import PoolFeed, Workers, own_key, pool_feed, pool_workers
 from ast_stream.settings.schema import Settings
-from ast_stream.transport.keys import ClientKeys
+from ast_stream.transport.keys import KeyPair
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class PoolReading:
     Attributes:
         workers: of the pool.
         open_feed: returns a feed of some topics, beginning with the next message.
-        keys_of: returns the keys for one of the workers; None: it wants none.
+        own: the key of this process; None: it has none.
     """
 
     workers: Workers
     open_feed: Callable[[tuple[str, ...]], PoolFeed]
-    keys_of: Callable[[FeedAddress], ClientKeys | None]
+    own: KeyPair | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> PoolReading:
@@ -36,4 +36,4 @@ class PoolReading:
         def open_feed(topics: tuple[str, ...]) -> PoolFeed:
             return pool_feed(settings, workers, topics, since=None)
 
-        return cls(workers, open_feed, pool_keys(settings))
+        return cls(workers, open_feed, own_key(settings))

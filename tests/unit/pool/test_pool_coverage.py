@@ -11,10 +11,10 @@ from ports import free_ports
 
 from ast_stream.coverage.spans import Span
 from ast_stream.coverage.timeline import Coverage
+from ast_stream.feed import FeedAddress
 from ast_stream.messages.pool import StreamClaim
 from ast_stream.messages.query import CoverageQuery, refuse_query
 from ast_stream.pool.coverage import PoolCoverage, ask_workers
-from ast_stream.pool.feed import FeedAddress
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 S = SAMPLE_RATE

@@ -10,10 +10,10 @@ import pytest
 from feed_worker import Worker, event
 from sample_messages import EPOCH, STREAM
 
-from ast_stream.feed import FeedMessage, Subscriber
+from ast_stream.feed import FeedAddress, FeedMessage, Subscriber
 from ast_stream.messages.pool import Placement
 from ast_stream.messages.status import Health
-from ast_stream.pool.feed import FeedAddress, PoolFeed
+from ast_stream.pool.feed import PoolFeed
 
 LONG_S = 60.0
 TOPICS = ("event/", "gap/", "health/", "status/")

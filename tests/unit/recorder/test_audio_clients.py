@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from ast_stream.pool.feed import FeedAddress, PoolFeed
+from ast_stream.feed import FeedAddress
+from ast_stream.pool.feed import PoolFeed
 from ast_stream.recorder.audio_clients import PoolClients
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import Sockets

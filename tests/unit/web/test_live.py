@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,13 @@ from alert_samples import alert
 from feed_worker import Worker, event
 from sample_messages import gap_message, health
 
-from ast_stream.feed import Subscriber
+from ast_stream.feed import FeedAddress, Subscriber
 from ast_stream.messages.event import Position
 from ast_stream.messages.spectrogram import SpectrogramHeader
-from ast_stream.pool.feed import FeedAddress, PoolFeed
+from ast_stream.pool.feed import PoolFeed
 from ast_stream.units import N_MELS
 from ast_stream.web.browser_queue import BrowserMessage, BrowserQueue
-from ast_stream.web.live import KEPT_TOPICS, PICTURE_TOPICS, LiveHub, PublisherAddress
+from ast_stream.web.live import KEPT_TOPICS, PICTURE_TOPICS, LiveHub
 from ast_stream.web.pool_reading import PoolReading
 
 PATIENCE_S = 60.0
@@ -38,7 +38,7 @@ def worker(socket_dir: Path) -> Iterator[Worker]:
 @asynccontextmanager
 async def hub_of(folder: Path) -> AsyncIterator[LiveHub]:
     """Give a hub that hears the worker."""
-    feed = PublisherAddress(f"ipc://{folder}/feed.sock", f"ipc://{folder}/query.sock")
+    feed = FeedAddress(f"ipc://{folder}/feed.sock", f"ipc://{folder}/query.sock")
     async with running(LiveHub({"worker": feed}, ("Bark", "Siren"))) as hub:
         yield hub
 
@@ -242,14 +242,14 @@ def test_a_browser_that_connects_is_told_of_the_alerts_before(
     asyncio.run(run())
 
 
-class CountingFeed(PublisherAddress):
+class CountingFeed(FeedAddress):
     """Counts the subscriptions to each of its topics."""
 
     taken: ClassVar[list[tuple[str, ...]]] = []
 
-    def subscriber(self, topics: tuple[str, ...]) -> Subscriber:
-        self.taken.append(topics)
-        return super().subscriber(topics)
+    def subscriber(self, topics: Iterable[str], *args: Any, **options: Any) -> Subscriber:
+        self.taken.append(tuple(topics))
+        return super().subscriber(topics, *args, **options)
 
 
 def test_any_number_of_pages_takes_one_subscription(worker: Worker, socket_dir: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_page_of_a_pool_shows_an_event_of_each_worker_once(socket_dir: Path) -
         return PoolFeed(members, subscribe, {}, has_replays=False)
 
     async def run() -> None:
-        pool = PoolReading(members, open_feed, lambda address: None)
+        pool = PoolReading(members, open_feed)
         async with running(LiveHub({}, ("Bark", "Siren"), pool)) as hub:
             async with asyncio.timeout(PATIENCE_S):
                 while hub.place.count(":") < len(workers):

@@ -5,7 +5,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 # commands that a signal ends as it is meant; others have been cut short
@@ -35,6 +36,20 @@ def leave_on_signals(args: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For imports that take long, in a process that has nothing else to do meanwhile.
+
+    What is imported stays: no garbage is looked for in it, now or later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _has_terminal() -> bool:

@@ -64,9 +64,7 @@ COMMANDS = (
         "ast_stream.capture.process:capture",
         "Run a capture process, of one stream or many.",
     ),
-    Command(
-        "worker", "ast_stream.worker.process:worker", "Run the process that scores and decides."
-    ),
+    Command("worker", f"{_CLI}.worker:worker", "Run the process that scores and decides."),
     Command(
         "alerts",
         "ast_stream.alerts.process:alerts",

@@ -13,10 +13,9 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import typer
 
 from ast_stream.audio.opus import check_libopus
 from ast_stream.coverage.answer import answer_coverage
@@ -40,7 +39,6 @@ from ast_stream.privacy.audit import AuditLog, open_audit_log
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
-from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.memory import FreeMemory
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
@@ -48,7 +46,7 @@ from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings import storage
 from ast_stream.settings.check import check_against_model, check_cascade
 from ast_stream.settings.chosen_model import with_checkpoint
-from ast_stream.settings.load import LoadedSettings, load_file
+from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import (
     audio_endpoint,
     feed_endpoint,
@@ -95,30 +93,6 @@ class _Models(NamedTuple):
     tagger: Tagger
     cascade: Cascade | None
     verifiers: Verifiers | None
-
-
-def worker(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="Which worker, if the configuration has several.")
-    ] = None,
-) -> None:
-    """Run the worker: audio of all streams in, events out on the feed.
-
-    Example: ast-stream worker -c /etc/ast-stream/config.yaml
-    """
-    whole = load_file(config)
-    loaded = loaded_of_worker(whole, name)
-    logs = loaded.settings.logging
-    setup_logging(logs.level, logs.format, process=process_name(name))
-    reload = threading.Event()
-    choice = ModelChoice(whole.settings, whole.configured_checkpoint, name)
-    with lifecycle.stop_on_signals(reload) as stop:
-        begins_again = run_worker(loaded, stop, reload, name, choice)
-        if begins_again and not stop.is_set():
-            lifecycle.begin_again()
 
 
 def run_worker(

@@ -302,11 +302,13 @@ TORCH_FREE = [
     ["outbox", "list", "-c", "configs/default.yaml"],
     ["ack", "-c", "configs/default.yaml", "nothing"],
     ["snooze", "-c", "configs/default.yaml", "nothing", "--for", "1h"],
+    ["worker", "-c", "configs/nowhere.yaml"],
+    ["worker", "-c", "configs/default.yaml", "--name", "nobody"],
     ["install-units", "-c", "configs/default.yaml", "--dry-run"],
     *(
         [name, "--help"]
         for name in (each.name for each in COMMANDS)
-        if name not in ("worker", "train", "evaluate", "calibrate")  # they say their defaults
+        if name not in ("train", "evaluate", "calibrate")  # they say their defaults
     ),
 ]
 ONE_AFTER_ANOTHER = f"""

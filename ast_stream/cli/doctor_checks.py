@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -31,7 +32,7 @@ from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
 from ast_stream.runtime import state_format
-from ast_stream.runtime.files import why_not_writable
+from ast_stream.runtime.files import out_of_reach, why_not_writable
 from ast_stream.runtime.temporary import temporary_folder
 from ast_stream.settings import paths, storage
 from ast_stream.settings.explain import show_path
@@ -59,6 +60,7 @@ OPTIONAL_MODULES = {
     "pyarrow": "export",
     "scipy": "train",
 }
+MAX_SHOWN_PATHS = 3
 MAX_FEATURE_ERROR = 1e-4  # after normalisation, against torchaudio
 SPEED_REPEATS = 15
 SPEED_LIMIT_S = 5.0  # of measuring; slow machines get fewer repeats
@@ -210,6 +212,8 @@ def _check_state_dir(settings: Settings, config: Path, folder: Path) -> Iterator
         yield Check("state_dir", "failed", problem, facts)
         return
     state_format.check_state_dir(folder, str(config))
+    if folder.exists():
+        yield from _check_owners(folder)
     kinds = [kind for kind in storage.kept(settings) if kind.folder.is_relative_to(folder)]
     limit = sum(kind.max_bytes for kind in kinds)
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -220,6 +224,26 @@ def _check_state_dir(settings: Settings, config: Path, folder: Path) -> Iterator
         yield Check("state_dir", "warning", f"{text}: the disk may become full", facts)
     else:
         yield Check("state_dir", "ok", text, facts)
+
+
+def _check_owners(folder: Path) -> Iterator[Check]:
+    """Yield what in a state folder the processes may not change, which ends them at their start.
+
+    Root may, but the processes are run by the owner of the folder.
+    """
+    uid, gids = os.geteuid(), {os.getegid(), *os.getgroups()}
+    if uid == 0:
+        found = folder.stat()
+        uid, gids = found.st_uid, {found.st_gid}
+    paths = list(itertools.islice(out_of_reach(folder, uid, gids), MAX_SHOWN_PATHS + 1))
+    if paths:
+        shown = ", ".join(str(path) for path in paths[:MAX_SHOWN_PATHS])
+        more = " and others" if len(paths) > MAX_SHOWN_PATHS else ""
+        text = (
+            f"user {uid} may not change {shown}{more}, of another owner: the processes end "
+            f"where they need it; chown -R --reference={folder} {folder} gives it back"
+        )
+        yield Check("state_dir", "failed", text, {"paths": [str(path) for path in paths]})
 
 
 def check_endpoints(settings: Settings) -> Iterator[Check]:

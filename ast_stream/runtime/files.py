@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -163,6 +163,28 @@ def why_not_writable(path: Path) -> str | None:
     is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
     why = "its disk is read-only" if is_read_only else f"user {os.geteuid()} may not"
     return f"cannot write to {nearest}: {why}"
+
+
+def out_of_reach(folder: Path, uid: int, gids: Collection[int]) -> Iterator[Path]:
+    """Yield the files and folders in a folder that belong to others and that a user may not change.
+
+    Args:
+        uid, gids: the user, and its groups.
+    """
+    if uid == 0:
+        return
+    for place, folders, files in os.walk(folder):
+        for name in sorted([*folders, *files]):
+            path = Path(place, name)
+            with suppress(OSError):  # it has gone meanwhile
+                found = path.lstat()
+                is_folder = stat.S_ISDIR(found.st_mode)
+                if not is_folder and not stat.S_ISREG(found.st_mode):
+                    continue
+                needed = 0o7 if is_folder else 0o6
+                rights = found.st_mode >> (3 if found.st_gid in gids else 0)
+                if found.st_uid != uid and rights & needed != needed:
+                    yield path
 
 
 def sync(path: Path) -> None:

@@ -289,3 +289,15 @@ def test_the_small_model_of_a_cascade_is_checked_too(
     checks = _checks("--model", str(tiny), *small, "--device", "cpu", expect=1)
     assert checks["cascade"]["status"] == "failed"
     assert "got none of them" in checks["cascade"]["text"]
+
+
+def test_files_of_another_owner_in_a_state_folder_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "events").mkdir(mode=0o700)
+    (tmp_path / "alerts.sqlite").write_text("")
+    (tmp_path / "alerts.sqlite").chmod(0o640)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("ast_stream.cli.doctor_checks.why_not_writable", lambda folder: None)
+    found = {check.status: check for check in _state_checks(tmp_path)}
+    assert f"may not change {tmp_path}/alerts.sqlite, {tmp_path}/events, of" in found["failed"].text

@@ -22,6 +22,7 @@ from ast_stream.runtime.files import (
     expect_in_place,
     make_folder,
     make_writable_folder,
+    out_of_reach,
     read_bounded,
     read_state,
     reason_of,
@@ -151,6 +152,24 @@ def test_what_a_user_has_named_is_written_to_and_not_replaced_where_it_is_no_fil
     assert (link.is_symlink(), target.read_bytes()) == (True, b"followed")
     with pytest.raises(IsADirectoryError):
         write_output_file(tmp_path, b"")
+
+
+def test_what_another_user_may_not_change_is_found(tmp_path: Path) -> None:
+    uid, gid = os.geteuid() + 1, os.getegid()
+    for name, mode in (("open", 0o666), ("of_group", 0o660), ("readable", 0o644), ("own", 0o600)):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").chmod(0o750)
+    (tmp_path / "link").symlink_to("/nowhere")
+
+    def names(gids: set[int]) -> list[str]:
+        return [path.name for path in out_of_reach(tmp_path, uid, gids)]
+
+    assert names({gid}) == ["folder", "own", "readable"]
+    assert names(set()) == ["folder", "of_group", "own", "readable"]
+    assert list(out_of_reach(tmp_path, os.geteuid(), set())) == []
+    assert list(out_of_reach(tmp_path, 0, set())) == []
 
 
 def test_folders_of_a_person_are_never_deleted_to_make_room(tmp_path: Path) -> None:

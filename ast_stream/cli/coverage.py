@@ -22,7 +22,7 @@ from ast_stream.coverage.ledger import read_all_spans
 from ast_stream.coverage.spans import KINDS, Span
 from ast_stream.coverage.timeline import Coverage, Others
 from ast_stream.errors import AstStreamError, UsageError
-from ast_stream.pool.coverage import ask_pool
+from ast_stream.pool.coverage import ANOTHER, ask_pool
 from ast_stream.runtime.files import write_output_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
 from ast_stream.runtime.state_format import check_state_dir
@@ -93,7 +93,7 @@ def coverage(
     ledgers = [(coverage_ledger(part).folder, unwritten_coverage(part).path) for part in parts]
     found, unasked = _coverages(settings if config else None, ledgers, streams, since, until)
     for name, why in sorted(unasked.items()):
-        say(f"warning: worker {name} of the pool was not asked: {why}", err=True)
+        say(f"warning: not asked of the pool: {name} ({why})", err=True)
     if png is not None:
         _write_png(png, found)
     if as_json:
@@ -105,7 +105,8 @@ def coverage(
         for report in found:
             for workers, count in report.reasons.get("elsewhere", {}).items():
                 duration = _duration(samples_to_seconds(count))
-                print(f"{report.stream} was at {workers} for {duration}")
+                was = "may have been" if ANOTHER in unasked else "was"
+                print(f"{report.stream} {was} at {workers} for {duration}")
     problems = [] if at_least is None else _check(found, at_least)
     if not any(report.stretches for report in found):
         places = " and ".join(str(folder) for folder, _ in ledgers)
@@ -174,6 +175,8 @@ def _coverages(
         if settings is not None and settings.pool is not None:
             pool = stack.enter_context(ask_pool(settings, spans, since_ns, until_ns))
             spans, others, unasked = pool.joined(), pool.others(), pool.unasked
+            for name, worker in pool.unseen().items():
+                say(f"warning: {name} is at {worker} alone: it is not shown", err=True)
         return _of_spans(settings, spans, wanted, now_ns, since_ns, until_ns, others), unasked
 
 

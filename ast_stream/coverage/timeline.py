@@ -167,12 +167,14 @@ class Coverage:
         is_off = bool(spans) and spans[-1].begins_off
         is_old = is_off or now_ns - last_ns > UNDECIDED_NS
         is_counted_on = is_off or is_expected or until_ns is not None
-        stretches = timeline(spans, stop_ns if is_old and is_counted_on else None, others)
+        is_away = bool(spans) and not is_off and bool(others(spans[-1], None))
+        is_to_end = is_away or (is_old and is_counted_on)
+        stretches = timeline(spans, stop_ns if is_to_end else None, others)
         begin_ns = 0 if since_ns is None else since_ns
         end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
         parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
         kept = tuple(part for part in parts if part is not None)
-        return cls(stream, kept, is_old and not is_counted_on)
+        return cls(stream, kept, is_old and not is_counted_on and not is_away)
 
     @property
     def samples(self) -> dict[Kind, int]:

@@ -35,6 +35,7 @@ ANSWER_S = 10.0  # for all that a worker is asked
 CONNECT_S = 5.0  # to NATS
 MAX_PAGES = 16  # of one worker
 MAX_LOOKED_UP = 2000  # streams whose claims are read
+ANOTHER = "another worker"  # where the workers of the pool are not known
 _POLL_MS = 20
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class Holders(Protocol):
     def home(self, stream: str) -> str | None:
         """Return the worker of a fixed list that always has a stream; None: it moves."""
 
+    def streams(self) -> Sequence[str]:
+        """Return all streams that are known, in no ledger either."""
+
 
 @dataclass(frozen=True)
 class PoolCoverage:
@@ -62,6 +66,18 @@ class PoolCoverage:
     ledgers: Mapping[str, Mapping[str, Sequence[Span]]]
     unasked: Mapping[str, str]
     holders: Holders
+
+    def unseen(self) -> dict[str, str]:
+        """Return streams that are in no ledger, and the worker without one that has them."""
+        if not self.unasked:
+            return {}
+        seen = {name for spans in self.ledgers.values() for name in spans}
+        found = {}
+        for stream in [name for name in self.holders.streams() if name not in seen][:MAX_LOOKED_UP]:
+            claims = self.holders.claims(stream)
+            if claims and claims[-1].worker in self.unasked:
+                found[stream] = claims[-1].worker
+        return found
 
     def joined(self) -> dict[str, list[Span]]:
         """Return the spans of each stream, each sample once."""
@@ -111,6 +127,10 @@ class ListHolders:
         """Return the worker that has a stream by its name."""
         return ranked(stream, self._weights)[0]
 
+    def streams(self) -> Sequence[str]:
+        """Return none: the boxes alone know them."""
+        return []
+
 
 class BucketHolders:
     """The workers that have claimed a stream in the bucket of the pool."""
@@ -131,6 +151,14 @@ class BucketHolders:
     def home(self, stream: str) -> str | None:
         """Return None: streams move."""
         return None
+
+    def streams(self) -> Sequence[str]:
+        """Return the streams that any worker has claimed; none if the bucket cannot be read."""
+        try:
+            return self._bucket.streams() if self._bucket.is_connected else []
+        except NatsError as error:
+            logger.debug("the streams of the pool cannot be read: %s", error)
+            return []
 
 
 class OwnPart:
@@ -211,11 +239,15 @@ def ask_pool(
     name = None if is_capture_box(settings) else member_name(settings)
     query = CoverageQuery(since_ns=since_ns, until_ns=until_ns)
 
-    def asked(addresses: Mapping[str, FeedAddress | None], holders: Holders) -> PoolCoverage:
+    def asked(
+        addresses: Mapping[str, FeedAddress | None], holders: Holders, problem: str | None = None
+    ) -> PoolCoverage:
         others = {other: address for other, address in addresses.items() if other != name}
         ledgers, unasked = ask_workers(others, own_key(settings), query, timeout_s, max_pages)
         if name is not None or own:
             ledgers = {name or "": own, **ledgers}
+        if problem is not None:
+            unasked = {**unasked, ANOTHER: problem}
         return PoolCoverage(ledgers, unasked, holders)
 
     if pool.nats is None:
@@ -224,13 +256,13 @@ def ask_pool(
     bucket = PoolBucket(pool, "coverage", is_quiet=True)
     bucket.start()
     try:
-        is_allowed = Allowed(settings)
+        is_allowed, problem = Allowed(settings), None
         try:
             if not bucket.connection.wait(CONNECT_S):
                 raise NatsError(bucket.connection.error or "the NATS server does not answer")
             members = list(bucket.members().values())
         except NatsError as error:
-            logger.warning("%s: the workers that were known last are asked", error)
+            problem = f"{error}; only workers that were known before are asked"
             members = last_known(settings)
         addresses = {
             member.name: None
@@ -239,7 +271,7 @@ def ask_pool(
             for member in members
             if is_allowed(member)
         }
-        yield asked(addresses, BucketHolders(bucket))
+        yield asked(addresses, BucketHolders(bucket), problem)
     finally:
         bucket.close()
 

@@ -38,6 +38,9 @@ class Holders:
     def home(self, stream: str) -> str | None:
         return self._home
 
+    def streams(self) -> Sequence[str]:
+        return ["porch", "yard"]
+
 
 def address(query: str) -> FeedAddress:
     return FeedAddress("tcp://127.0.0.1:1", query, None)
@@ -109,3 +112,17 @@ def test_only_a_worker_that_may_have_had_the_stream_is_named(
     ledgers: dict[str, dict[str, list[Span]]] = {"one": {"porch": HERE}, "two": {}}
     pool = PoolCoverage(ledgers, {"three": "it does not answer"}, Holders(claims, home))
     assert coverage(pool).reasons == expected
+
+
+def test_a_stream_that_only_a_worker_has_that_was_not_asked_is_named() -> None:
+    ledgers = {"one": {"porch": HERE}}
+    assert PoolCoverage(ledgers, {"two": "gone"}, Holders(CLAIMS[:2])).unseen() == {"yard": "two"}
+    assert PoolCoverage(ledgers, {"two": "gone"}, Holders(CLAIMS)).unseen() == {}
+    assert PoolCoverage(ledgers, {}, Holders(CLAIMS[:2])).unseen() == {}
+
+
+def test_a_stream_that_went_to_a_worker_that_was_not_asked_is_there_until_now() -> None:
+    ledgers = {"one": {"porch": HERE[:1]}}
+    found = coverage(PoolCoverage(ledgers, {"two": "gone"}, Holders(CLAIMS[:2])))
+    assert found.reasons == {"elsewhere": {"two": 30 * S}}
+    assert (found.total, found.ends_with_record) == (10 * S, False)

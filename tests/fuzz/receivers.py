@@ -17,7 +17,7 @@ from ast_stream.alerts.actions.base import Entities
 from ast_stream.alerts.actions.mqtt import Topics, announced_before, discovery, update_of
 from ast_stream.alerts.actions.webhook import WebhookRunner
 from ast_stream.alerts.notification import Notification
-from ast_stream.capture.sources.network import _ask, _HttpResponse
+from ast_stream.capture.sources.http_response import HttpResponse, request_head
 from ast_stream.settings.alerts import WebhookAction
 from ast_stream.urls import check_url
 
@@ -122,7 +122,7 @@ class _Radio:
     def decode(self, case: Case) -> object:
         self.server.answer = case[0] if case else b""
         try:
-            answer = _ask(f"http://127.0.0.1:{self.server.port()}/radio", {}, 5.0)
+            answer = request_head(f"http://127.0.0.1:{self.server.port()}/radio", {}, 5.0)
         except OSError as error:
             return str(error)
         return _examined(answer)
@@ -136,12 +136,12 @@ def _playlist(case: Case) -> object:
     except ValueError:
         shown = "http://example.org/list.m3u"
     return [
-        _examined(_HttpResponse(shown, 200, "OK", kind, text[:65_536]))
+        _examined(HttpResponse(shown, 200, "OK", kind, text[:65_536]))
         for kind in ("", "audio/mpegurl")
     ]
 
 
-def _examined(answer: _HttpResponse) -> object:
+def _examined(answer: HttpResponse) -> object:
     words = answer.describe()
     if words is not None and not words.isprintable():
         raise Broken("a reason holds control characters", repr(words))

@@ -1,17 +1,17 @@
-"""Opus on the wire: 16 kHz mono in packets of 20 ms, coded by libopus (PyAV, extra `url`).
+"""Opus on the wire: 16 kHz mono in packets of 20 ms, encoded by libopus (PyAV, extra `url`).
 
-Both sides of the wire get the same int16 samples from a packet, bit for bit, whichever build of a
-decoder they have: decoders differ in the last bits of their floats, and would round some samples
-to one neighbour here and to the other there. So the encoder, which decodes what it sends, shifts
-each packet by a part of an int16 step that no sample is near to a tie with, and says so.
+Both sides decode a packet to the same int16 samples, bit for bit, with any build of the decoder.
+Decoders differ in the last bits of their floats, so rounding could give different neighbours. The
+encoder, which decodes what it sends, therefore shifts each packet by a fraction of an int16 step at
+which no sample is near a tie, and sends the shift along.
 
-An encoder begins anew every `RUN_S`, and after each gap: who joins later, or has missed something,
-decodes from the next beginning on. What is coded how depends on the samples alone, and on nothing
-that the network does. A run begins with one packet that is decoded for its effect alone, and then
-packet by packet gives the samples that went in, at their own indices.
+The encoder is reset every `RUN_S` and after each gap; a receiver that joins later or has missed a
+packet decodes from the next reset on. The encoding depends only on the samples, never on the
+network. A run starts with one packet that is decoded only to settle the codec; each further packet
+gives the original samples at their own indices.
 
-Sources: RFC 6716 for packets, libopus for `restricted_lowdelay`, which is CELT alone: at 48 kHz,
-as FFmpeg decodes, each third sample is what a decoder at 16 kHz gives.
+Sources: RFC 6716 for packets, libopus for `restricted_lowdelay`, which is CELT only: at 48 kHz, as
+FFmpeg decodes, every third sample equals the output of a decoder at 16 kHz.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ast_stream.messages.audio import (
 )
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, seconds_to_samples
 
-APPLICATION = "lowdelay"  # of libopus: CELT alone, see docs/design/opus.md for the other, "audio"
-RUN_S = 2.0  # who has missed a packet decodes again after so long at most
+APPLICATION = "lowdelay"  # of libopus: CELT only; docs/design/opus.md compares it with "audio"
+RUN_S = 2.0  # after at most this time, a receiver that has missed a packet decodes again
 MISSING = "Opus needs PyAV with libopus: pip install 'ast-stream[url]'"
 
 _RUN_SAMPLES = seconds_to_samples(RUN_S)
 _AT_ONCE = SAMPLE_RATE  # samples taken in at a time
-_DECODED_HZ = 48_000  # FFmpeg's libopus knows no other
+_DECODED_HZ = 48_000  # the only rate of FFmpeg's libopus
 _EVERY = _DECODED_HZ // SAMPLE_RATE
 _PRE_SKIP = slice(10, 12)  # of `OpusHead`, RFC 7845 section 5.1: samples at 48 kHz
 _STEREO, _FRAMES = 0b100, 0b011  # in the first byte of a packet, RFC 6716 section 3.1
@@ -54,12 +54,12 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CodedSamples:
-    """The next samples as every decoder gives them, with the packets that hold them.
+    """The next samples as every decoder outputs them, with their packets.
 
     Attributes:
         pcm: shape (n_samples,), int16; 320, or fewer before a gap.
-        packets: one, or two where a run begins.
-        begins_run: the encoder is a new one from here on.
+        packets: one, or two at the start of a run.
+        begins_run: the encoder was reset before these samples.
     """
 
     pcm: Pcm16
@@ -68,7 +68,7 @@ class CodedSamples:
 
 
 class OpusEncoder:
-    """Samples in, packets and what they decode to out: as many samples, delayed by up to 22.5 ms.
+    """Samples in, packets and their decoded samples out, delayed by up to 22.5 ms.
 
     Args:
         bit_rate: bits per second that packets have on average.

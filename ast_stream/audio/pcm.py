@@ -28,7 +28,7 @@ _FLOOR = 10 ** (-90 / 10)  # mean square of full scale: below it, polarity canno
 _CHECK_EVERY_S = 1.0
 _OPPOSITE = -0.8  # correlation of two channels that cancel each other
 _MAX_PAIRS = 4  # of opposite channels in one sentence
-_TOO_LOUD = 0.05  # share of samples beyond full scale in a recording that is not as it should be
+_TOO_LOUD = 0.05  # ratio of samples beyond full scale above which a recording is reported
 _MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond it is garbage that would ring in the filter
 
 
@@ -50,19 +50,19 @@ class Resampler:
         self._stream = self._new_stream()
 
     def push(self, pcm: Pcm) -> Pcm16:
-        """Return what is ready, shape (n_samples,), int16, own memory; NaN counts as 0."""
+        """Return finished samples, shape (n_samples,), int16, own memory; NaN counts as 0."""
         if self._stream is None and pcm.dtype == np.int16 and pcm.shape[1] == 1:
             return np.array(pcm[:, 0], dtype=np.int16)
         return self._to_int16(self._convert(_mix_down(pcm), is_last=False))
 
     def flush(self) -> Pcm16:
-        """Return what is still inside, shape (n_samples,), int16, and be as new for more audio."""
+        """Return the remaining samples, shape (n_samples,), int16, and reset."""
         rest = self._to_int16(self._convert(np.zeros(0, dtype=np.float32), is_last=True))
         self.reset()
         return rest
 
     def reset(self) -> None:
-        """Forget what is inside."""
+        """Forget all pending samples."""
         self._stream = self._new_stream()
 
     def _new_stream(self) -> soxr.ResampleStream | None:
@@ -116,15 +116,15 @@ def _as_floats(pcm: Pcm) -> Floats:
 class ChannelSelector:
     """Selects one channel of each block, or leaves all to be averaged, and detects faults.
 
-    A live room is never digital silence: a sound card that gives one value for seconds is muted or
-    unplugged. Nor do the channels of a microphone cancel each other: where their mean is far
-    quieter than unrelated channels would make it, one of them has its polarity reversed.
+    A live room is never digitally silent: a sound card that delivers one value for seconds is muted
+    or unplugged. Nor do the channels of a microphone cancel each other: if their mean is far
+    quieter than that of unrelated channels, one of them has its polarity reversed.
 
     Args:
         choice: "mix", or the number of a channel, counted from 0.
 
     Attributes:
-        fault: why what comes cannot be the sound of a room, or None.
+        fault: why the audio cannot be that of a room, or None.
     """
 
     def __init__(self, choice: ChannelChoice = "mix") -> None:
@@ -137,14 +137,14 @@ class ChannelSelector:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what the source gave before it was opened again, but not the fault it had."""
+        """Forget the audio before the source was reopened, but not its fault."""
         self._n_silent = self._n_cancelled = 0  # frames in a row
         self._n_unchecked = 0  # frames since it was last checked whether the channels cancel
         self._energies = np.zeros(2)  # of the channels' mean, and of a channel in the mean
 
     @property
     def summary(self) -> str | None:
-        """What is wrong with a recording that was read to its end, or None."""
+        """What is wrong with a recording that was read to its end; or None."""
         if self._cancelled_s and self._cancelled_s >= self._sounding_s / 2:
             return (
                 f"{self._opposite_text} cancel each other when averaged, in "
@@ -152,8 +152,8 @@ class ChannelSelector:
                 f"polarity; choose one channel"
             )
         if self._n_beyond > _TOO_LOUD * self._n_values:
-            share = f"{100 * self._n_beyond / self._n_values:.0f} % of its samples"
-            return f"{share} are beyond full scale and cut off: floats are expected from -1 to 1"
+            ratio = f"{100 * self._n_beyond / self._n_values:.0f} % of its samples"
+            return f"{ratio} are beyond full scale and cut off: floats are expected from -1 to 1"
         return None if self._has_sound else "nothing but digital silence"
 
     def select(self, pcm: Pcm, rate: int) -> Pcm:
@@ -198,7 +198,7 @@ class ChannelSelector:
             self._n_unchecked, self._energies = 0, np.zeros(2)
 
     def _check_polarity(self, pcm: Floats, rate: int) -> None:
-        """Find out whether the channels have cancelled each other since the last time."""
+        """Check whether the channels have cancelled each other since the last check."""
         mean, channel = (self._energies / self._n_unchecked).tolist()
         if channel < _FLOOR:
             return  # a pause
@@ -260,7 +260,7 @@ class SampleBuffer:
         return self._end
 
     def restart(self, start_sample: int) -> None:
-        """Forget everything; the next sample has index `start_sample`."""
+        """Drop all samples; the next sample has index `start_sample`."""
         self._start = self._end = start_sample
 
     def append(self, pcm: Pcm16) -> None:
@@ -279,7 +279,7 @@ class SampleBuffer:
         self.append(np.zeros(n_written, np.int16))
 
     def read(self, start_sample: int, end_sample: int) -> tuple[int, Pcm16]:
-        """Return what is held of [start, end): the index of its first sample, and a copy."""
+        """Return what is held of [start, end): the index of the first sample, and a copy."""
         start = min(max(start_sample, self.oldest), self._end)
         end = max(start, min(end_sample, self._end))
         place = start % self.capacity

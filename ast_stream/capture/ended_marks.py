@@ -49,7 +49,7 @@ class EndedMark:
         return True, None if text is None else AudioError(str(text))
 
     def write(self, failure: Exception | None) -> None:
-        """Say that the source has ended; what cannot be written is only logged."""
+        """Mark the source as ended; a failure to write is only logged."""
         body = {
             "clock": CLOCK_ID,
             "source": self._source,
@@ -62,7 +62,7 @@ class EndedMark:
             logger.warning(text, self._path, error)
 
     def remove(self) -> None:
-        """Forget it: the source begins again."""
+        """Remove the mark: the source starts again."""
         with suppress(OSError):
             self._path.unlink()
 
@@ -75,7 +75,7 @@ class EndedMark:
 
 
 def forget_ended(settings: Settings) -> None:
-    """Let all sources of a configuration begin again: `run` starts, or has ended."""
+    """Remove the marks of all sources of a configuration, when `run` starts or has ended."""
     for path in _marks(settings):
         with suppress(OSError):
             path.unlink()

@@ -57,13 +57,13 @@ class Change:
 
     @property
     def is_due(self) -> bool:
-        """Whether this process has to end."""
+        """Whether this process must end."""
         return self.is_removed or self.is_other_source
 
 
 @dataclass
 class _Wanted:
-    """A stream that is to be captured, and what it was begun with."""
+    """A stream to be captured, and the settings that it was started with."""
 
     settings: Settings
     stream: StreamSettings
@@ -75,7 +75,7 @@ class _Wanted:
 
 
 class CaptureHost:
-    """Captures streams until they are over, removed, or the process is to stop.
+    """Captures streams until they end or are removed, or the process is told to stop.
 
     Args:
         settings: of all workers.
@@ -127,7 +127,7 @@ class CaptureHost:
             raise
 
     def run(self, stop: threading.Event, reloader: Reloader | None, change: Change) -> None:
-        """Answer ring requests until there is no more reason to."""
+        """Answer ring requests until all streams have ended or the process must stop."""
         notifier = Notifier()
         while not (stop.is_set() or change.is_due or self._is_done):
             self._answer()
@@ -146,14 +146,14 @@ class CaptureHost:
             notifier.stopping()
 
     def follow(self, settings: Settings, streams: Sequence[StreamSettings]) -> None:
-        """Capture these streams from now on; those that are as they were notice nothing."""
+        """Capture these streams from now on; unchanged streams are not affected."""
         parts = {stream.name: capture_settings(settings, stream) for stream in streams}
         known = {**self._wanted, **self._begun}
         for name, source in known.items():
             if parts.get(name) != source.part:
                 with speaking_as(f"capture {name}"):
                     logger.info(
-                        "beginning again with the new source"
+                        "restarting with the new source"
                         if name in parts
                         else "the configuration has no such stream any more"
                     )
@@ -164,19 +164,19 @@ class CaptureHost:
         )
 
     def keep_only(self, names: Sequence[str]) -> None:
-        """Capture no streams but these from now on, and none that is not captured yet."""
+        """Stop capturing all other streams, and start none."""
         for name in [name for name in (*self._wanted, *self._begun) if name not in names]:
             self._remove(name)
 
     def status(self) -> str:
-        """Return how the streams are, in words."""
+        """Return the state of the streams in words."""
         others = [f"{name} cannot begin: {wanted.error}" for name, wanted in self._wanted.items()]
         if self._over:
             others.append(f"{len(self._over)} ended")
         return status_of_all([*self._streams.values()], others)
 
     def close(self) -> None:
-        """Stop the threads, as far as they can be stopped, and release the endpoints."""
+        """Stop those threads that can be stopped, and release the endpoints."""
         for stream in self._streams.values():
             stream.stop()
         self._sender.close(_JOIN_S)
@@ -196,7 +196,7 @@ class CaptureHost:
 
     @property
     def failure(self) -> Exception | None:
-        """What was wrong with sources that are over, or why this process must end, or None."""
+        """What was wrong with ended sources, or why this process must end; or None."""
         failures = {name: found for name, found in self._over.items() if found is not None}
         if not self._shares and self.has_hung:
             (name,) = self._begun
@@ -207,7 +207,7 @@ class CaptureHost:
 
     @property
     def has_hung(self) -> bool:
-        """Whether a thread has not ended: the usual way out could wait for it."""
+        """Whether a thread has not ended: a normal exit could wait for it."""
         return any(thread.is_alive() for thread in self._threads)
 
     @property
@@ -225,7 +225,7 @@ class CaptureHost:
         return not streams or any(stream.is_working for stream in streams)
 
     def _answer(self) -> None:
-        """Wait a little for requests, and answer those that have come."""
+        """Wait briefly for requests, and answer them."""
         wait_s = max(0.0, min(_POLL_S, self._next_turn_s - time.monotonic()))
         for fd, _ in self._epoll.poll(wait_s):
             if (stream := self._by_fd.get(fd)) is not None:
@@ -261,7 +261,7 @@ class CaptureHost:
             self._metrics.renew(families([*self._streams.values()]))
 
     def _want(self, settings: Settings, streams: Sequence[StreamSettings]) -> None:
-        """Capture more streams soon; those whose source has ended before are over already."""
+        """Schedule more streams; those whose source has already ended are not started again."""
         for stream in streams:
             own = of_worker(settings, worker_of(settings, stream.name))
             make_runtime_dir(own)
@@ -271,7 +271,7 @@ class CaptureHost:
             is_over, failure = mark.read() if self._shares else (False, None)
             if is_over:
                 with speaking_as(f"capture {stream.name}"):
-                    logger.info("not begun again: the source came to its end before")
+                    logger.info("not started again: the source has already ended")
                 self._begun[stream.name] = wanted
                 self._over[stream.name] = failure
             else:
@@ -294,21 +294,21 @@ class CaptureHost:
                 wanted.error, wanted.due_s = error, now_s + wanted.backoff.next_s()
                 if self._begun or len(self._wanted) > 1:
                     with speaking_as(f"capture {name}"):
-                        self._log.warning("cannot begin yet: %s", error)
+                        self._log.warning("cannot start yet: %s", error)
                 continue
             self._begun[name] = self._wanted.pop(name)
             self._streams[name] = self._by_fd[stream.waitable] = stream
             self._epoll.register(stream.waitable, select.EPOLLIN)
 
     def _end(self, name: str, stream: StreamCapture) -> None:
-        """Note that a source has come to its end, for good."""
+        """Note that a source has ended for good."""
         self._over[name] = stream.failure
         if self._shares:
             self._begun[name].mark.write(stream.failure)
         self._close(name)
 
     def _remove(self, name: str) -> None:
-        """Forget a stream: it is another one, or there is no such stream any more."""
+        """Forget a stream that was replaced or removed."""
         self._wanted.pop(name, None)
         self._over.pop(name, None)
         if name in self._streams:

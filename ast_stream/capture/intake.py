@@ -56,7 +56,7 @@ _NS_PER_US = 1000
 
 
 def make_source(settings: streams.Source) -> Source:
-    """Return the source that `settings` describes, not opened yet."""
+    """Return the source that `settings` describes, unopened."""
     match settings:
         case streams.MicrophoneSource():
             return Microphone(settings)
@@ -132,7 +132,7 @@ class Intake:
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
 
     def status(self) -> SourceStatus:
-        """Return the state of the source, honest even while a call to it does not return."""
+        """Return the state of the source, correct even while a call to it hangs."""
         if self.trouble is not None:
             return SourceStatus("missing", self.trouble)
         if self._has_ended:
@@ -155,7 +155,7 @@ class Intake:
 
     @property
     def stuck_s(self) -> float:
-        """Seconds since anything went on: a block came, or another try to get the source failed.
+        """Seconds since the last progress: a block arrived, or another attempt to open it failed.
 
         A source that is open and claims to work, but gives nothing, does not go on; a pipe whose
         writer pauses and a recording that waits for the worker do.
@@ -164,7 +164,7 @@ class Intake:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the source came to its end."""
+        """Whether the source has ended."""
         return self._has_ended
 
     @property
@@ -173,7 +173,7 @@ class Intake:
         return self._n_clipped + (0 if self._resampler is None else self._resampler.n_clipped)
 
     def run(self) -> None:
-        """Fill the ring until the source ends or `stop` is set; `failure` tells what went wrong."""
+        """Fill the ring until the source ends or `stop` is set; `failure` says what went wrong."""
         try:
             while not self._stop.is_set() and not self._has_ended:
                 self._run_once()
@@ -184,7 +184,7 @@ class Intake:
             self.failure = error
 
     def _run_once(self) -> None:
-        """Open the source and read it until it is lost, ends, or is no longer wanted."""
+        """Open the source and read it until it is lost, ends, or `stop` is set."""
         self._first_block_ns = None
         try:
             self._source.open()
@@ -243,7 +243,7 @@ class Intake:
         self._log_rate()
 
     def _selected(self, block: SourceBlock) -> Pcm:
-        """Return the selected channel of a block; log where a fault begins or ends."""
+        """Return the selected channel of a block; log when a fault begins or ends."""
         before = self._channels.fault
         try:
             pcm = self._channels.select(block.pcm, block.rate)
@@ -265,7 +265,7 @@ class Intake:
                 logger.info("the source delivers %.2f samples per second of 16000", rate_hz)
 
     def _continue_after_gap(self, block: SourceBlock) -> None:
-        """Count what was lost, and begin a new line of time at this block."""
+        """Count lost samples, and start a new time line at this block."""
         self._flush()
         if self._gap_reason is not None and self._source.is_live:
             lost = self._samples_lost(block)
@@ -290,7 +290,7 @@ class Intake:
         self._base, self._n_frames = self._ring.next, 0
 
     def _lose(self, error: CaptureError) -> None:
-        """Keep what is still in the resampler; remember why the next block will not continue."""
+        """Write the rest of the resampler; remember why the next block will not be consecutive."""
         self._flush()
         self.n_losses += 1
         reason = error.reason if isinstance(error, SourceError) else "source_lost"
@@ -305,7 +305,7 @@ class Intake:
         self._wait(self._backoff.after_run(gave_s, max_s))
 
     def _wait(self, duration_s: float) -> None:
-        """Wait in steps: a long pause is progress, too."""
+        """Wait in steps, so that a long pause counts as progress."""
         while duration_s > 0 and not self._stop.is_set():
             self._progress_ns = self._monotonic_ns()
             self._stop.wait(min(duration_s, RETRY_S[1]))
@@ -354,7 +354,7 @@ class _Line:
 
 
 class CaptureClock:
-    """When samples were captured: a straight line, begun again where the clocks drifted apart.
+    """When samples were captured: a straight line, restarted when the clocks drift apart.
 
     Blocks arrive late by a varying delay and never early, so the lower envelope of (arrival time
     minus samples / rate) over the last minute shows when samples were really captured. The time of
@@ -367,7 +367,7 @@ class CaptureClock:
         self._line = _Line()
 
     def anchor(self, sample: int, monotonic_ns: int, wall_ns: int) -> None:
-        """Begin a line: `sample` was captured at these times (wall time is cut to whole us)."""
+        """Start a line: `sample` was captured at these times (wall time is truncated to us)."""
         self._line = _Line(
             sample=sample,
             wall_ns=wall_ns // _NS_PER_US * _NS_PER_US,
@@ -377,7 +377,7 @@ class CaptureClock:
         )
 
     def observe(self, sample: int, monotonic_ns: int, wall_ns: int) -> None:
-        """Note that `sample` seems to have been captured at these times, or a little before."""
+        """Note that `sample` was captured at these times, or slightly earlier."""
         line = self._line
         line.wall_offset_ns = wall_ns - monotonic_ns
         arrival = _Arrival(sample, monotonic_ns, monotonic_ns - self.monotonic_ns(sample))
@@ -388,7 +388,7 @@ class CaptureClock:
             line.arrivals[-1] = arrival
 
     def step_ns(self, sample: int) -> int:
-        """Begin a new line at `sample` if the clocks have drifted apart.
+        """Start a new line at `sample` if the clocks have drifted apart.
 
         Returns:
             How much later (or, negative, earlier) `sample` is now; 0 if nothing changed.

@@ -409,7 +409,7 @@ class StreamLink:
             try:
                 self._process(connection, frames, now_s)
             except WireError as error:
-                self._log.warning("what the worker says is refused: %s", error)
+                self._log.warning("message of the worker refused: %s", error)
 
     def _process(self, connection: _Connection, frames: list[bytes], now_s: float) -> None:
         is_current = connection is self._current
@@ -597,7 +597,7 @@ class StreamLink:
             self._refuse(candidate.address.name, now_s)
             self._give_up_move()
         elif asked_s is not None and now_s - asked_s >= RELEASE_S:
-            self._log.warning("the worker does not let go of the stream: it is left")
+            self._log.warning("the worker does not release the stream: leaving it")
             self._connect_to(candidate)
             self._keep(now_s)
 

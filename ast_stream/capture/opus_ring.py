@@ -34,7 +34,7 @@ class _Part:
 
 
 class OpusRing:
-    """Writes a ring through an encoder, and codes the blocks that are read from it.
+    """Writes a ring through an encoder, and encodes the blocks that are read from it.
 
     Args:
         bit_rate: bits per second.
@@ -57,21 +57,21 @@ class OpusRing:
         self._lock = threading.Lock()  # of `_parts`: blocks are coded in another thread
 
     def write(self, pcm: Pcm16, moment_of: MomentOf) -> None:
-        """Append what these samples become; the last of them follow with the next."""
+        """Append these samples as decoded; the last of them follow with the next call."""
         self._keep(self._encoder.push(pcm), moment_of)
 
     def flush(self, moment_of: MomentOf) -> None:
-        """Append what is still owed; the next sample need not follow the last."""
+        """Append the remaining samples; the next sample need not be consecutive."""
         self._keep(self._encoder.flush(), moment_of)
 
     def begin_of(self, sample: int) -> int:
-        """Return where a block must begin to hold `sample`: with a packet."""
+        """Return where a block must begin to contain `sample`: at the start of a packet."""
         with self._lock:
             part = self._part_at(sample)
             return sample if part is None else part.start
 
     def code(self, block: AudioBlock) -> AudioBlock:
-        """Return a block of the ring, or its beginning, with the packets that hold it.
+        """Return a block of the ring, or the beginning of one, with its packets.
 
         As it is where it does not begin with a packet that is still kept.
         """

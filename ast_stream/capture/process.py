@@ -83,7 +83,7 @@ def run_capture(
     change: Change | None = None,
     reloader: Callable[[CaptureHost], Reloader] | None = None,
 ) -> bool:
-    """Capture until `stop` is set, or until the worker has all of sources that have ended.
+    """Capture until `stop` is set, or all sources have ended and the worker has their audio.
 
     Args:
         names: of the streams; none: all whose sources share a process.
@@ -118,7 +118,7 @@ def run_capture(
 
 
 def _leave(change: Change) -> NoReturn:
-    """End, or begin again, at once: a thread may hang."""
+    """Exit, or restart, without waiting for threads that may hang."""
     sys.stderr.flush()
     if change.is_removed:
         os._exit(lifecycle.EXIT_REMOVED)
@@ -145,7 +145,7 @@ def _chosen(settings: Settings, names: Sequence[str]) -> list[StreamSettings]:
 
 
 def _present(settings: Settings, names: Sequence[str]) -> list[StreamSettings]:
-    """Return which of the streams of a process a configuration has, where they can be in it."""
+    """Return the streams of a process that are in a configuration and may stay in it."""
     if len(names) == 1:
         return [stream for stream in settings.streams if stream.name in names]
     return [
@@ -185,13 +185,13 @@ def _reloader(
             return
         is_same_place = _shared(new) == _shared(settings)
         if _streams_part(new, names) != _streams_part(settings, names) and not is_same_place:
-            logger.warning("the source stays as it was: the processes meet elsewhere now")
+            logger.warning("the source is unchanged: the processes now meet elsewhere")
         if not is_same_place:
             host.keep_only([stream.name for stream in streams])
         elif first.source.shares_process and in_use.source.shares_process:
             host.follow(new, streams)
         elif _streams_part(new, names) != _streams_part(settings, names):
-            logger.info("beginning again with the new source")
+            logger.info("restarting with the new source")
             change.is_other_source = True
         change.metrics = _metrics_of(new, streams)
 
@@ -211,7 +211,7 @@ def _reloader(
 
 
 def _shared(settings: Settings) -> Parts:
-    """Return where the processes meet and who may listen, which none of them can change alone."""
+    """Return the endpoints and access rights, which no process can change alone."""
     return settings.model_dump(include={"runtime_dir", "transport", "privacy"})
 
 

@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 OVERWRITTEN = "overwritten"  # gap reason: requested too late, newer audio has taken the room
 MAX_LIVE_SAMPLES = SAMPLE_RATE  # blocks are as the source wrote them; longer only when late
-_LOOK_S = 0.2  # between two looks at all rings, in case that nobody said that one has changed
+_LOOK_S = 0.2  # between checks of all rings, in case a notification was missed
 _RETRY_S = 0.02
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Consecutive samples on one straight line of time."""
+    """Consecutive samples on one time line, whose time is linear in the sample index."""
 
     start: int  # absolute index of the first sample
     place: int  # index of the first sample in the buffer, where holes take no room
@@ -59,7 +59,7 @@ class RingSlice:
 
     Attributes:
         start_sample: absolute index of the first sample.
-        moment: when the first sample was captured, None if nothing was ever written.
+        moment: when the first sample was captured; None if nothing has been written.
         pcm: shape (n_samples,), int16, own memory.
         gap_reason: why there is nothing just before it, or None.
     """
@@ -78,7 +78,7 @@ class RingSlice:
 class Ring:
     """The newest `capacity` samples by absolute index, for one writer and many reading threads.
 
-    A hole takes no room, so that a long loss does not push out audio that nobody has read yet.
+    A hole takes no space, so that a long loss does not displace unread audio.
 
     Args:
         capacity: samples kept; 1 or more.
@@ -115,7 +115,7 @@ class Ring:
 
     @property
     def acked(self) -> int:
-        """All samples before this index are done with."""
+        """All samples before this index are acknowledged."""
         with self._changed:
             return self._acked
 
@@ -140,7 +140,7 @@ class Ring:
         self.on_written()
 
     def skip(self, n_samples: int, reason: str) -> int:
-        """Leave out samples that do not exist; return how many.
+        """Skip samples that do not exist; return how many.
 
         Args:
             n_samples: rounded to a multiple of 160, at least 160, so that a hole always shows
@@ -176,7 +176,7 @@ class Ring:
             return RingSlice(begin, moment, pcm, self._reason_before(index, start, begin))
 
     def ack(self, stop: int) -> bool:
-        """Move the cursor of the acknowledgements to `stop`; return False if that cannot be.
+        """Move the acknowledgement cursor to `stop`; return False if that is not possible.
 
         The cursor only moves forward, and never beyond `next`.
         """
@@ -188,7 +188,7 @@ class Ring:
             return True
 
     def wait_acked(self, n_samples: int, timeout_s: float) -> bool:
-        """Wait until at most `n_samples` are unacknowledged; return whether that is so."""
+        """Wait until at most `n_samples` are unacknowledged; return whether they are."""
         with self._changed:
             return self._changed.wait_for(lambda: self._next - self._acked <= n_samples, timeout_s)
 
@@ -226,21 +226,21 @@ def _nothing() -> Pcm16:
 
 
 Note = Callable[[bytes, ReadRequest, AudioBlock | None], None]
-"""Takes note of what a client of a ring is given, or refused; raises `WireError` to forbid it."""
+"""Records what a client of a ring is sent or refused; raises `WireError` to refuse it."""
 
 
 class Coding(Protocol):
-    """Codes the live blocks of a ring, see `ast_stream.capture.opus_ring`."""
+    """Encodes the live blocks of a ring, see `ast_stream.capture.opus_ring`."""
 
     @property
     def min_samples(self) -> int:
-        """Samples of a block at least, where more will follow."""
+        """Minimum samples of a block, unless it is the last."""
 
     def begin_of(self, sample: int) -> int:
-        """Return where a block must begin to hold `sample`."""
+        """Return where a block must begin in order to contain `sample`."""
 
     def code(self, block: AudioBlock) -> AudioBlock:
-        """Return a block of the ring, or its beginning, coded."""
+        """Return a block of the ring, or the beginning of one, encoded."""
 
 
 class RingServer:
@@ -313,7 +313,7 @@ class RingServer:
 
     @property
     def is_done_with(self) -> bool:
-        """Whether the worker has all of a source that has ended, and needs the ring no more.
+        """Whether the source has ended and the worker has all of it, so that the ring can go.
 
         It has all when it has decided the last windows, which it says where it is able to. Until
         then another worker may have to take over.
@@ -323,16 +323,16 @@ class RingServer:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there are samples that no live block has had."""
+        """Whether there are samples that were not in a live block yet."""
         return self._ring.next > self.next_live
 
     def begin_live(self) -> None:
-        """Send only what comes from now on: the worker asks for what was before."""
+        """Send only new audio from now on: the worker requests what came before."""
         if self._is_paced:
             self.next_live = self._ring.next
 
     def send_next(self, send: Callable[[list[bytes]], bool]) -> bool:
-        """Send one block, if there is any; return False if the same one must be sent again."""
+        """Send the next block, if there is one; return False if it must be sent again."""
         if not self._is_paced:
             self.next_live = max(self.next_live, self._ring.acked)
         block = self._live_block()
@@ -388,7 +388,7 @@ class RingServer:
             return RingRefusal.wrong_epoch(self._epoch, *held).to(request).encode()
         is_empty = request.start is not None and request.start == request.stop
         if not is_empty and not self._is_trusted(client):
-            self._log.warning("read refused: the client may ask how the stream is, and not listen")
+            self._log.warning("read refused: the client may query the state of the stream, but not its audio")
             self._note(client, request, None)
             return RingRefusal.not_allowed().to(request).encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
@@ -429,7 +429,7 @@ class RingServer:
         self.end_delivered = self._is_awaited = False
 
     def acknowledge(self, request: AckRequest, client: bytes) -> bool:
-        """Move the cursor of the acknowledgements; return whether it was the worker's to move."""
+        """Move the acknowledgement cursor; return whether the client is the worker."""
         # an acknowledgement meant for the process before this one is late, not wrong
         if request.epoch != self._epoch:
             return False
@@ -449,7 +449,7 @@ class RingServer:
         return False
 
     def _is_of_worker(self, client: bytes) -> bool:
-        """Return whether a client has read, and no other one acknowledges."""
+        """Return whether this client has read the ring, and no other client acknowledges."""
         if self._worker is not None and self._worker != client and self._is_trusted(self._worker):
             return False
         return client in self._readers and self._is_trusted(client)
@@ -487,17 +487,17 @@ class BlockSender:
         self._thread = threading.Thread(target=self.run, name="sender", daemon=True)
 
     def start(self) -> None:
-        """Send from now on."""
+        """Start sending."""
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """End the thread, if it ends in time."""
+        """Stop the thread, if it stops in time."""
         self._is_stopping = True
         self._changed.put(None)
         self._thread.join(timeout_s)
 
     def add(self, server: RingServer, send: Callable[[list[bytes]], bool]) -> None:
-        """Send the blocks of one more ring.
+        """Send the blocks of another ring.
 
         Args:
             send: hands frames to the worker; returns False if it does not take them now.
@@ -506,16 +506,16 @@ class BlockSender:
             self._sends[server] = send
 
     def remove(self, server: RingServer) -> None:
-        """Send no more of a ring; what it was sent through is no longer in use then."""
+        """Stop sending a ring; afterwards its socket is no longer in use."""
         with self._lock:
             self._sends.pop(server, None)
 
     def notify(self, server: RingServer) -> None:
-        """Let a ring be served soon: it was written to, or its source has ended."""
+        """Wake the thread for a ring that was written to, or whose source has ended."""
         self._changed.put(server)
 
     def run(self) -> None:
-        """Send what is due, until `close`; the body of the thread."""
+        """Send due blocks until `close`; the body of the thread."""
         while not self._is_stopping:
             timeout_s = _RETRY_S if self._again else _LOOK_S
             try:

@@ -50,7 +50,7 @@ class RingReaders:
         return self._mode == "off" or self._is_worker(client)
 
     def note(self, client: bytes, request: ReadRequest, given: AudioBlock | None) -> None:
-        """Record what a reader other than the worker is given or refused.
+        """Record what a reader other than the worker is sent or refused.
 
         Raises:
             WireError: it cannot be recorded, and so must not be given.
@@ -74,11 +74,11 @@ class RingReaders:
         )
 
     def write_repeats(self) -> None:
-        """Write what was counted, once a minute."""
+        """Write the counted reads, once a minute."""
         self._audit.write_repeats()
 
     def close(self) -> None:
-        """Write everything."""
+        """Write all counted reads."""
         self._audit.close()
 
     def _is_worker(self, client: bytes) -> bool:

@@ -51,7 +51,7 @@ _REQUESTS_A_TURN = 16  # of one stream, before others have theirs answered
 
 
 class StreamOutcome(Enum):
-    """How a run of a source is over."""
+    """How a run of a source has ended."""
 
     ENDED = auto()  # what it had was delivered, even if that was not all it should have had
     HUNG = auto()
@@ -118,28 +118,28 @@ class SourceRun:
         self.thread = threading.Thread(target=self._take_in, name="intake", daemon=True)
 
     def start(self) -> None:
-        """Begin to capture."""
+        """Start capturing."""
         self.thread.start()
         with speaking_as(f"capture {self._name}"):
             logger.info("capturing")
 
     def stop(self) -> None:
-        """Send nothing more, and let the thread end as soon as it can; it is not waited for."""
+        """Stop sending, and tell the thread to end, without waiting for it."""
         self._stop.set()
         self._sender.remove(self.server)
 
     @property
     def is_stuck(self) -> bool:
-        """Whether nothing comes, and the source is not honestly waited for either."""
+        """Whether no audio arrives, and no progress in waiting for the source is reported."""
         return not self.intake.has_ended and self.intake.stuck_s >= self._limit_s
 
     @property
     def failure(self) -> Exception | None:
-        """What went wrong, if that was seen."""
+        """What went wrong, if known."""
         return self.intake.failure or self.server.failure
 
     def outcome(self, now_s: float) -> StreamOutcome | None:
-        """Return how it is over, None as long as it goes on."""
+        """Return how the run has ended; None while it continues."""
         if self.server.failure is not None:
             return StreamOutcome.FAILED
         is_read = self.ring.acked == self.ring.next
@@ -237,21 +237,21 @@ class StreamCapture:
 
     @property
     def waitable(self) -> int:
-        """A descriptor that is readable while a request waits."""
+        """A descriptor that is readable while a request is pending."""
         return self._router.waitable
 
     @property
     def is_working(self) -> bool:
-        """Whether audio comes, or the source is honestly waited for."""
+        """Whether audio arrives, or the process reports progress in waiting for the source."""
         return not self.run.is_stuck
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """Those of the source, and of earlier runs of it, that have not ended."""
+        """Threads of the source and of its earlier runs that have not ended."""
         return [thread for thread in (*self._left, self.run.thread) if thread.is_alive()]
 
     def answer(self) -> None:
-        """Answer some of the requests that wait."""
+        """Answer some of the pending requests."""
         with speaking_as(f"capture {self.name}"):
             for _ in range(_REQUESTS_A_TURN):
                 request = self._router.receive()
@@ -263,7 +263,7 @@ class StreamCapture:
                     self._router.send([identity, *reply])
 
     def turn(self, now_s: float) -> None:
-        """See what has become of the source; to be called several times a second."""
+        """Check the state of the source; call this several times a second."""
         with speaking_as(f"capture {self.name}"):
             if self.link is not None:
                 self.link.turn()
@@ -274,17 +274,17 @@ class StreamCapture:
                 self._finish(outcome, now_s)
 
     def serve_link(self) -> None:
-        """Answer what a worker on another box has asked."""
+        """Answer requests of a worker on another box."""
         if self.link is not None:
             with speaking_as(f"capture {self.name}"):
                 self.link.serve()
 
     def write_repeats(self) -> None:
-        """Write what was counted of who reads the ring, once a minute."""
+        """Write the counted ring reads to the audit log, once a minute."""
         self._readers.write_repeats()
 
     def stop(self) -> None:
-        """Let the thread of the source end as soon as it can; it is not waited for."""
+        """Tell the thread of the source to end, without waiting for it."""
         self.run.stop()
 
     def close(self) -> None:
@@ -295,7 +295,7 @@ class StreamCapture:
             logger.info("stopped: %s", self.summary())
 
     def summary(self) -> str:
-        """Return the figures of the source, since it last began, in a line."""
+        """Return the figures of the source since its last start, in one line."""
         ring, intake, server = self.run.ring, self.run.intake, self.run.server
         text = (
             f"{ring.next} samples, {intake.n_losses} losses, "
@@ -325,10 +325,10 @@ class StreamCapture:
         except Exception as error:  # the old ring goes on to say what is wrong
             self.run.intake.trouble = str(error)
             self._again_s = now_s + self._backoff.next_s()
-            self._log.warning("the source cannot begin again: %s", error)
+            self._log.warning("the source cannot restart: %s", error)
 
     def _finish(self, outcome: StreamOutcome, now_s: float) -> None:
-        """End the stream, or let it begin again."""
+        """End the stream, or restart it."""
         failure, source = self.run.failure, self._stream.source
         if not source.shares_process:
             if outcome is StreamOutcome.HUNG and failure is None:
@@ -339,7 +339,7 @@ class StreamCapture:
         is_end = outcome is StreamOutcome.ENDED and failure is None
         if is_end or (is_of_one_go and outcome is not StreamOutcome.HUNG):
             if outcome is StreamOutcome.FAILED:
-                logger.error("the source failed and does not begin again", exc_info=failure)
+                logger.error("the source failed and is not restarted", exc_info=failure)
             self.is_over, self.failure = True, failure
             return
         self.n_restarts += 1
@@ -351,14 +351,14 @@ class StreamCapture:
         self.run.intake.trouble = text or type(failure).__name__
         is_known = failure is None or isinstance(failure, AstStreamError)
         logger.error(
-            "%s; the stream begins again in %g s",
+            "%s; the stream restarts in %g s",
             self.run.intake.trouble,
             pause_s,
             exc_info=None if is_known else failure,
         )
 
     def _has_thread_left(self) -> bool:
-        """Whether one more may hang; else the stream waits until one of them returns."""
+        """Whether another thread may hang; otherwise the stream waits until one of them returns."""
         self._left = [thread for thread in self._left if thread.is_alive()]
         if len(self._left) < MAX_HUNG:
             return True

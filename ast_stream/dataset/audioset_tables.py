@@ -150,6 +150,6 @@ def _warn_missing(table: Path, missing: list[str], n_found: int) -> None:
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         logger.warning(
-            "%s: %d of %d clips are not there and are left out: %s%s",
+            "%s: %d of %d clips are missing and are skipped: %s%s",
             table, len(missing), len(missing) + n_found, ", ".join(missing[:NAMED]), more,
         )  # fmt: skip

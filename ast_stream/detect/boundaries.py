@@ -7,10 +7,10 @@ noticed H/2 late on average)
     onset  = t_up   - H/2 - rise_on
     offset = t_down - H/2 - (W - rise_off)
 
-Windows are a hop apart, and sounds of one class need different parts of a window to be recognised.
-A window that jumps from nothing to far above the threshold has held the sound for longer than one
-that barely reaches it, so the two scores around the crossing tell much of what a median `rise_on`
-leaves open: that is what an onset fit says.
+Windows are a hop apart, and sounds of one class fill different parts of a window before they are
+recognised. A window whose score jumps far above the threshold has contained the sound for longer
+than one that barely reaches it, so the two scores around the crossing give a better estimate than
+a median `rise_on`: this is an onset fit.
 
 Frames of a checkpoint with a frame head are windows as long as the hop: a frame is above the
 threshold if the sound fills about half of it, so that both rise times are half a frame.
@@ -32,7 +32,7 @@ from ast_stream.detect.state import NEVER
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.units import SAMPLE_RATE
 
-LOGIT_LIMIT = 6.0  # logits this far from the threshold's say no more than ones farther away
+LOGIT_LIMIT = 6.0  # farther from the threshold, logits give no more information
 _CLOSEST = 1e-6  # of a score to 0 or 1
 _FIT_FIELDS = ("rise_s", "before_s", "first_s", "lowest_s", "highest_s", "within_s")
 
@@ -43,12 +43,13 @@ SamplesLike = Samples | np.int64 | int
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """What the decision stage decides by, in samples: windows, or the frames in them.
+    """The unit of decisions, in samples: windows, or the frames in them.
 
     Attributes:
-        window, hop: length and distance; of frames both are the same.
-        delay: a frame is decided by the first window that ends so much behind it; windows: 0.
-        window_hop: distance of the windows that decide frames; 0 where windows are decided.
+        window, hop: length and distance; equal for frames.
+        delay: a frame is decided by the first window that ends at least this much after it; 0 for
+            windows.
+        window_hop: distance of the windows that decide frames; 0 if windows are decided.
     """
 
     window: int
@@ -58,12 +59,12 @@ class WindowGeometry:
 
     @property
     def is_of_frames(self) -> bool:
-        """Whether frames are decided, and not windows."""
+        """Whether frames are decided instead of windows."""
         return self.window_hop > 0
 
     @property
     def longest_wait(self) -> int:
-        """How long after its end a frame is decided, at most; of windows 0."""
+        """How long after its end a frame is decided at most; 0 for windows."""
         return self.delay + self.window_hop
 
     def known_at(self, at: SamplesLike) -> SamplesLike:
@@ -77,7 +78,7 @@ class WindowGeometry:
 
 
 class Onset(NamedTuple):
-    """Estimated start of a sound and the half-width of the interval that holds it."""
+    """Estimated onset of a sound, and the half-width of the interval that contains it."""
 
     sample: Samples
     uncertainty_s: Floats
@@ -105,9 +106,9 @@ def locate_onset(
     Args:
         rise_on: how much of the sound a window needs to be above the onset threshold.
         uncertainty: half-width of the interval around the estimate, for sounds seen to begin.
-        earliest: no onset before this: start of the audio, or end of the event before.
+        earliest: no onset before this: start of the audio, or end of the previous event.
         first_scored: end of the first window scored since start or gap, or NEVER. If that window
-            already sees the sound, it may have begun anywhere since `earliest`.
+            already sees the sound, the onset may be anywhere since `earliest`.
         audio_end: end of the audio known, less than `t_up` while flushing.
     """
     half_hop = geometry.hop // 2
@@ -133,7 +134,7 @@ def locate_offset(
     """Return the offset of a sound no longer seen by the window ending at `t_down`.
 
     Args:
-        t_down: NEVER where the audio ended first: then the sound lasted as far as is known.
+        t_down: NEVER if the audio ended first: then the sound lasted to its end.
         audio_end: end of the audio known.
     """
     shortest = np.minimum(np.add(onset, rise_on), np.maximum(audio_end, onset))
@@ -144,7 +145,7 @@ def locate_offset(
 
 
 def logits_above(scores: npt.ArrayLike, threshold: npt.ArrayLike) -> Floats:
-    """Return how far scores lie above a threshold on the logits, within `LOGIT_LIMIT`."""
+    """Return how far the logits of scores are above that of a threshold, within `LOGIT_LIMIT`."""
     above: Floats = np.clip(_logit(scores) - _logit(threshold), -LOGIT_LIMIT, LOGIT_LIMIT)
     return above
 
@@ -154,11 +155,11 @@ class OnsetFits:
     """The onset fits of all classes; arrays have shape (n_classes,).
 
     Attributes:
-        fits: what the checkpoint says, None for a class without a fit.
-        is_fitted: whether the class has one; the other arrays mean nothing where it does not.
+        fits: those of the checkpoint, None for a class without one.
+        is_fitted: whether the class has a fit; otherwise its other values are undefined.
         values: fields of `StoredOnsetFit` in samples, by name.
         threshold: onset thresholds in force.
-        floor: scores from here down say as little as none.
+        floor: lower scores give no more information than 0.
     """
 
     fits: tuple[StoredOnsetFit | None, ...]

@@ -1,21 +1,21 @@
-"""A cascade: a small model hears every window, and the large one is asked where there is a reason.
+"""A cascade: a small model scores every window and selects those that the large model scores.
 
-The large model's classes, thresholds and scores decide. A window is asked about if
+The large model's classes, thresholds and scores decide. A window is selected if
 
-* the small model scores a class that both know, and that makes events, at `ask_ratio` of its own
-  onset threshold for it or more; or some bands of the newest hop are louder by `change_db` than in
-  every hop before it in the window; or it is the first window since start or gap;
-* one of these held in a window that ended at most half a window before: a sound is followed
-  until the large model has heard enough of it;
+* the small model gives an enabled class that both know a score of at least `ask_ratio` times its
+  own onset threshold; or some bands of the newest hop are louder by `change_db` than in all other
+  hops of the window; or it is the first window since start or gap;
+* one of these was true for a window that ended at most half a window earlier, so that the large
+  model hears enough of the sound;
 * an event of the stream is open, or may be confirmed;
-* its number on the stream's sample index says so, once in `every_s`.
+* it is due by its number on the stream's sample index, once every `every_s`.
 
-While all events of a stream are open and steady, and nothing but their own classes gives a reason,
-one in `steady_hops` windows is enough: nothing is decided of the others.
+While all live events of a stream are open and steady, and no other class gives a reason, one in
+`steady_hops` windows is selected; nothing is decided about the others.
 
-All other windows are taken for silence. What is remembered, until when a stream is asked about, is
-part of the journalled state; the rest is a function of the window, so the answer is the same live,
-resumed and scanned, whatever other streams do.
+All other windows count as silence. Until when a reason holds is part of the journalled state; the
+rest depends on the window alone, so the selection is the same live, resumed and scanned, whatever
+other streams do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ast_stream.settings.model import CascadeSettings, ModelSettings
 from ast_stream.units import FRAME_SHIFT, N_MELS, SAMPLE_RATE, seconds_to_samples
 
 N_BANDS = 16  # of eight mel filters each
-N_RISEN = 3  # bands that must be louder: fewer often are where nothing begins
+N_RISEN = 3  # bands that must be louder; fewer often are, although nothing begins
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -48,10 +48,10 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """The small model of a cascade, and when the large one is asked.
+    """The small model of a cascade, and the conditions for asking the large one.
 
     Attributes:
-        tagger: the small model; windows decide there, so that it needs no frame head.
+        tagger: the small model; only its window scores are used, so it needs no frame head.
     """
 
     tagger: Tagger
@@ -63,7 +63,7 @@ def load_cascade(
 ) -> Cascade | None:
     """Return the cascade that `model` describes; None without one.
 
-    To be loaded after the large model, whose threads the process has.
+    Load it after the large model, which configures the threads of the process.
 
     Args:
         on_batch: called with the size of each batch of windows and the seconds it took.
@@ -85,7 +85,7 @@ def load_cascade(
 
 
 class Watcher:
-    """Hears all windows with the small model and says which the large one is asked about.
+    """Scores all windows with the small model and selects those for the large one.
 
     Args:
         labels: of the large model.
@@ -127,7 +127,7 @@ class Watcher:
             [tagger.metadata.onset_threshold(label) for label in tagger.labels], np.float32
         )
         self._ask_from = np.full(len(tagger.labels), np.inf, np.float32)
-        self._follow = window // 2  # how long a reason goes on, after the window that has it
+        self._follow = window // 2  # how long a reason holds after its window
         every_s = self._settings.every_s
         self._every = 0 if every_s is None else max(1, seconds_to_samples(every_s) // hop)
         self._steady_hops = self._settings.steady_hops
@@ -146,11 +146,11 @@ class Watcher:
 
     @property
     def nan_scores(self) -> int:
-        """Scores of the small model that were not a number and were taken for 0."""
+        """Scores of the small model that were NaN and were replaced by 0."""
         return self._scorer.nan_scores
 
     def use(self, parameters: DecisionParameters) -> None:
-        """Ask for the classes that make events by these parameters, from the next window on."""
+        """Select windows for the classes that these parameters enable, from the next window on."""
         self._ask_from[:] = np.inf
         ratio = np.float32(self._settings.ask_ratio)
         for index, small in self._small.items():
@@ -165,15 +165,15 @@ class Watcher:
         self._asked_until = np.pad(self._asked_until, (0, more), constant_values=NEVER)
 
     def reset(self, slot: int) -> None:
-        """Forget a slot: its stream starts, or continues behind a gap."""
+        """Forget a slot: its stream starts, or continues after a gap."""
         self._asked_until[slot] = NEVER
 
     def asked_until(self, slot: int) -> int:
-        """Return up to which sample windows are asked about for reasons so far, or NEVER."""
+        """Return the sample up to which windows are selected for past reasons, or NEVER."""
         return int(self._asked_until[slot])
 
     def restore(self, slot: int, asked_until: int) -> None:
-        """Take back what `asked_until` gave."""
+        """Restore what `asked_until` returned."""
         self._asked_until[slot] = asked_until
 
     def push(self, slots: Indices, frames: Tensor, ends: Indices) -> None:
@@ -192,20 +192,20 @@ class Watcher:
         is_change = np.zeros(windows.is_run.shape, np.bool_)
         if self._settings.change_db is not None:
             rises = self._bands.rises(windows.hop_ends, context_starts)
-            # also where overload leaves the window out: the next one will be asked about
+            # even if overload skips the window: then the next one is selected
             is_heard = windows.is_due & ~windows.is_gated
             is_change = is_heard & (rises >= self._settings.change_db)
         self._heard = _SmallModelScores(windows, scores, is_likely, is_change)
 
     def ask(self, hop: int, is_first: Flags, is_live: Flags, steady: Flags) -> DueWindows:
-        """Return the windows of one hop of the step that was heard last, for the large model.
+        """Return the windows of one hop of the last step, with those for the large model marked.
 
-        To be called for one hop after another.
+        Call this for one hop after the other.
 
         Args:
             is_first: whether the window is the first since start or gap, shape (n,).
             is_live: whether an event is open or may be confirmed, shape (n,).
-            steady: classes whose events are open, of slots where all that is live is open and
+            steady: classes with open events, for slots whose live events are all open and
                 steady, shape (n, classes of the large model).
         """
         assert self._heard is not None
@@ -251,7 +251,7 @@ class Watcher:
 
 @dataclass(frozen=True, eq=False)
 class _SmallModelScores:
-    """What the small model made of the windows of one step.
+    """The small model's results for the windows of one step.
 
     Attributes:
         scores: shape (hops, n, n_classes of the small model).
@@ -266,12 +266,12 @@ class _SmallModelScores:
 
 
 class BandMeter:
-    """Levels of the hops in each slot's window, by band of frequency."""
+    """Levels of the hops in each slot's window, by frequency band."""
 
     def __init__(self, window: int, hop: int) -> None:
         self._hop = hop
         self._hop_frames = hop // FRAME_SHIFT
-        # even of windows as long as a hop there is one before the newest
+        # even if a window is one hop long, the hop before the newest is kept
         self._n_kept = max(2, window // hop)
         self._db: Floats = np.zeros((0, self._n_kept, N_BANDS))
         self._windows: Floats = np.zeros((0, 0, self._n_kept, N_BANDS))
@@ -284,7 +284,7 @@ class BandMeter:
         """Take the frames of the next hops of each slot, shape (n, hops * hop_frames, 128)."""
         power = np.exp(frames.cpu().numpy())
         bands = power.reshape(len(slots), -1, self._hop_frames, N_BANDS, N_MELS // N_BANDS)
-        # one axis after the other: the order of the sums must not depend on how many there are
+        # one axis after the other: the order of summation must not depend on the number of slots
         means = bands.sum(axis=4).sum(axis=2) / (self._hop_frames * (N_MELS // N_BANDS))
         db = np.concatenate([self._db[slots], 10 * np.log10(means.astype(np.float64))], axis=1)
         self._db[slots] = db[:, -self._n_kept :]
@@ -294,17 +294,17 @@ class BandMeter:
         )
 
     def rises(self, hop_ends: Indices, context_starts: Indices) -> Floats:
-        """Return by how many dB `N_RISEN` bands, at least, are louder than in all hops before.
+        """Return by how many dB at least `N_RISEN` bands are louder than in all earlier hops.
 
-        The loudest of these counts, and not their mean: of rain or typing every drop would be a
-        change.
+        The comparison is with the loudest earlier hop, not with the mean: otherwise every drop of
+        rain and every key stroke would be a change.
 
         Args:
             hop_ends: of the hops measured last, shape (hops, n).
-            context_starts: hops before are not counted, shape (n,).
+            context_starts: earlier hops are ignored, shape (n,).
 
         Returns:
-            Shape (hops, n); minus infinity where no hop before it counts.
+            Shape (hops, n); minus infinity if there is no earlier hop.
         """
         back = np.arange(self._n_kept, 1, -1) * self._hop  # from the end to each hop's begin
         is_real = hop_ends[:, :, None] - back >= context_starts[:, None]

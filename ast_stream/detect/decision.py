@@ -71,8 +71,8 @@ class Opinion:
     """The second opinion of a verifier on an event that is about to begin.
 
     Attributes:
-        score: that it is right, in [0, 1]; None: not said.
-        is_withheld: the event is not to be published, however long it lasts.
+        score: for the event being right, in [0, 1]; None: unknown.
+        is_withheld: the event is never published, however long it lasts.
     """
 
     score: float | None = None
@@ -141,7 +141,7 @@ class Decision:
     def use(self, parameters: DecisionParameters) -> None:
         """Decide by `parameters`, of the same classes, from the next window on.
 
-        Events that are open go on, also those of a class that is no longer enabled.
+        Open events continue, even those of a class that is no longer enabled.
         """
         self.parameters = parameters
         self._hit_mask = (
@@ -169,9 +169,9 @@ class Decision:
     def average(self, slots: Indices, scores: Scores, is_first: Flags) -> Scores:
         """Take the scores of one window of each slot; return the averages that `step` decides by.
 
-        An exponential moving average: a window at distance t before the newest has a weight in
-        proportion to exp(-t / time constant). What is left of sounds long over is forgotten, so
-        that a stream's state stays small.
+        An exponential moving average: the weight of a window at distance t before the newest is
+        proportional to exp(-t / time constant). Averages near 0 are set to 0, so that a stream's
+        state stays small.
 
         Args:
             slots: which slots, shape (n,), each at most once.
@@ -205,7 +205,7 @@ class Decision:
             context_starts: first real sample since start or gap, shape (n,).
             first_scored: end of the first window scored since then, shape (n,).
             audio_ends: end of the audio known, shape (n,).
-            known_at: end of the window that decides the frame; None: as soon as can be.
+            known_at: end of the window that decides the frame; None: the earliest possible.
 
         Returns:
             The events that begin, last or end with these windows.
@@ -233,7 +233,7 @@ class Decision:
         first_scored: Indices,
         audio_ends: Indices,
     ) -> Transitions:
-        """Do as `step`, but return arrays: ordered by row and class, a begin before its end."""
+        """Like `step`, but return arrays, ordered by row and class, each begin before its end."""
         p, s = self.parameters, self._state
         if p.geometry.is_of_frames:
             self._keep_rises(slots, ends, scores)
@@ -282,7 +282,7 @@ class Decision:
     def keep_opinion(self, slot: int, index: int, opinion: Opinion) -> None:
         """Store the second opinion on an event that has just begun.
 
-        Of one that is withheld the begin is taken back, and nothing of it is published.
+        If it is withheld, its begin is taken back, and nothing of it is published.
         """
         if opinion.score is not None:
             self._state["opinion"][slot, index] = opinion.score
@@ -293,16 +293,16 @@ class Decision:
     def has_live(self, slots: Indices) -> Flags:
         """Return which slots have an event that is open or may be confirmed, shape (n,).
 
-        Of the others a window below all onset thresholds changes nothing; a second frame in a row
-        below all rising thresholds does not, either.
+        For the other slots, a window below all onset thresholds changes nothing, nor does a second
+        frame in a row below all rising thresholds.
         """
         has_live: Flags = np.any(self._is_live(slots), axis=1)
         return has_live
 
     def steady(self, slots: Indices) -> Flags:
-        """Return the classes with an open event, shape (n, n_classes); none where one is ending.
+        """Return the classes with an open event, shape (n, n_classes), of steady slots.
 
-        Nor where another event may be confirmed.
+        A slot is steady if none of its open events is ending and no other may be confirmed.
         """
         is_open: Flags = self._state["is_active"][slots]
         is_ending = is_open & (self._state["low_since"][slots] != NEVER)
@@ -315,12 +315,12 @@ class Decision:
         return self._events(self.cut(slot, reason, at, audio_end))
 
     def cut(self, slot: int, reason: EndReason, at: int, audio_end: int) -> Transitions:
-        """Do as `close`, but return arrays."""
+        """Like `close`, but return arrays."""
         index = np.flatnonzero(self._state["is_active"][slot])
         cell = (np.full(len(index), slot), index)
         codes = np.full(len(index), REASONS.index(reason))
         ended = self._end(cell, codes, np.full(len(index), at), np.full(len(index), audio_end))
-        ended["known_at"] = at  # not to be waited for
+        ended["known_at"] = at  # no later window is waited for
         for field, column in _COLUMNS.items():
             if column.lasts != "stream":
                 self._state[field][slot] = _IDLE[field]
@@ -339,17 +339,17 @@ class Decision:
         return self._events(records)
 
     def export(self, slot: int) -> dict[int, ClassState]:
-        """Return the state of `slot`: by class index, only what is known."""
+        """Return the state of `slot` by class index, without classes in their initial state."""
         known: dict[int, dict[str, Any]] = {}
         for field, idle in _IDLE.items():
             row = self._state[field][slot]
             for index in np.flatnonzero(row != idle):
                 known.setdefault(int(index), {})[field] = row[index].item()
-        # checked where it is read: nothing here may stop a worker that runs
+        # validated when it is read: nothing here may stop a running worker
         return {index: ClassState.model_construct(**fields) for index, fields in known.items()}
 
     def restore(self, slot: int, classes: Mapping[int, ClassState]) -> None:
-        """Take back what `export` gave."""
+        """Restore what `export` returned."""
         self.reset(slot)
         for index, known in classes.items():
             for field in _COLUMNS:
@@ -371,7 +371,7 @@ class Decision:
         s["crossing_within"][crossed] = within
 
     def _keep_rises(self, slots: Indices, ends: Indices, scores: Scores) -> None:
-        """Keep since when each class has been above the level from which a sound may have begun."""
+        """Note since when each class has been above the score at which a sound may begin."""
         since = self._state["rising_since"][slots]
         is_rising = (scores >= self.parameters.rising_threshold) & self.parameters.is_enabled
         since = np.where(since == NEVER, ends[:, None], since)
@@ -417,13 +417,13 @@ class Decision:
     def _transitions(
         self, cell: Cells, at: Indices, score: Scores, audio_end: Indices
     ) -> Transitions:
-        """Return what is due of open events, and end those that are over."""
+        """Return the due messages of open events, and end those that are over."""
         p, s = self.parameters, self._state
         index = cell[1]
         low_since, is_published = s["low_since"][cell], s["is_published"][cell]
         is_quiet = (low_since != NEVER) & (at - low_since >= p.hold[index])
         is_over = is_quiet | (at - s["onset"][cell] >= p.max_duration[index])
-        # how long a mere click stays visible
+        # for how long even a click stays in the windows
         smear = p.geometry.window - p.rise_on[index] - p.rise_off[index]
         seen_until = np.where(low_since == NEVER, at, low_since)
         min_duration = p.min_duration[index]
@@ -446,9 +446,9 @@ class Decision:
             reason = np.where(
                 is_quiet[is_over], REASONS.index("quiet"), REASONS.index("max_duration")
             )
-            is_told = s["is_published"][its]
+            is_announced = s["is_published"][its]
             found.append(self._end(its, reason, at[is_over], audio_end[is_over], score[is_over]))
-            order.append(np.flatnonzero(is_over)[is_told])
+            order.append(np.flatnonzero(is_over)[is_announced])
         if not found:
             return NOTHING
         return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]
@@ -461,7 +461,7 @@ class Decision:
         audio_end: Indices,
         score: Scores | None = None,
     ) -> Transitions:
-        """Return the ends of events that were published, and forget all of the given."""
+        """Return the ends of the published events among these cells, and reset all of the cells."""
         p, s = self.parameters, self._state
         index = cell[1]
         onset = s["onset"][cell]
@@ -496,7 +496,7 @@ class Decision:
     def _records(
         self, kind: int, cell: Cells, at: Indices | int, score: Scores | np.float32
     ) -> Transitions:
-        """Return what is known of events at this moment."""
+        """Return the present state of events as records."""
         s = self._state
         records = np.zeros(len(cell[0]), TRANSITION)
         records["kind"], records["at"], records["score"] = kind, at, score
@@ -538,7 +538,7 @@ class Decision:
 def moving_average(
     scores: Scores, kept: Scores, alpha: Scores, is_first: Flags | bool
 ) -> tuple[Scores, Scores]:
-    """Return the averages with `scores` as the newest, and what counts of them for the next."""
+    """Return the averages with `scores` as the newest, and what is kept of them for the next."""
     blended = alpha * scores + (np.float32(1) - alpha) * kept
     averages: Scores = np.where(is_first, scores, blended)
     is_kept = (averages >= FORGOTTEN) & (alpha < 1)

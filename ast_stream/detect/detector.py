@@ -44,10 +44,10 @@ from ast_stream.units import (
 )
 
 LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
-STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
-HOPS_AT_ONCE = 8  # of one stream that is behind; on CPUs live streams make batches together
-WINDOWS_AT_ONCE = 256  # of all streams: half a GB of features of AST-base on their way
-FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
+STAGED_AT_ONCE_S = 6.0  # longer pushes are split
+HOPS_AT_ONCE = 8  # of one stream that is behind; on CPUs, batches span live streams instead
+WINDOWS_AT_ONCE = 256  # of all streams: half a GB of features in flight for AST-base
+FLUSH_CONTEXT_S = 1.0  # while flushing, a window contains at least this much audio
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Ending:
     """What to do with a slot once all its audio is scored.
 
     Attributes:
-        restart_at: first sample behind a gap, or None where the stream is over.
+        restart_at: first sample after a gap; None if the stream is over.
     """
 
     reason: EndReason
@@ -64,10 +64,10 @@ class _Ending:
 
 @dataclass(frozen=True, eq=False)
 class _Begun:
-    """Windows whose features are there, and which are not decided yet.
+    """Windows whose features are computed, but which are not decided yet.
 
     Attributes:
-        found: waits for what the model says of them; None where a cascade has to ask it first.
+        found: waits for the model's results; None if a cascade has to select the windows first.
     """
 
     windows: DueWindows
@@ -106,22 +106,21 @@ class Detector:
         detection: how scores become events.
         hop_s: seconds between windows, a multiple of 0.01.
         min_context_s: audio since start or gap before the first score; None: a full window.
-        hops_at_once: windows of one stream that are scored at once where it is behind; None: as
-            is best for live streams. The events are the same.
-        on_scores: called with the scores of each window, or each frame where frames decide,
-            averaged as they are decided by, in order; None: not wanted.
-        on_run: called with runs of samples that were dealt with alike, see `settle_runs`; None: not
-            wanted.
-        cascade: a small model that hears all windows, so that `tagger` is asked about few; None:
-            it is asked about all.
-        opinion: who is asked about events before they are published; None: nobody.
+        hops_at_once: windows of one stream that are scored together if it is behind; None: the
+            best number for live streams. The events are the same.
+        on_scores: called with the smoothed scores of each window, or of each frame if frames
+            decide, in order; optional.
+        on_run: called with runs of samples that were handled in the same way, see `settle_runs`;
+            optional.
+        cascade: a small model that scores all windows, and selects those for `tagger`; None:
+            `tagger` scores all windows.
+        opinion: second opinion on events before they are published; None: no second opinion.
 
     Attributes:
-        n_taken: windows that `run` has counted, whether anything was decided by them yet or not.
+        n_taken: windows counted by `run`, whether or not they have been decided yet.
 
     Raises:
-        UsageError: a setting that does not fit the model (class, window or hop), or a small model
-            that does not.
+        UsageError: a setting (class, window or hop) or the small model does not fit the model.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class Detector:
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
-        # kept free for the silence after the last sample of a stream
+        # room for the silence after the last sample of a stream
         self._tail = self.window + self.hop
         longest = max(2 * self._piece, self.window)
         self._staging = SlotBuffers(
@@ -179,7 +178,7 @@ class Detector:
             self._watcher.use(self.parameters)
             self._shortest = min(self.window, cascade.tagger.window_samples)
             self._reach = max(self.window, cascade.tagger.window_samples)
-        # whom a cascade asks about follows from what was decided before
+        # which windows a cascade selects depends on earlier decisions
         self._runs_ahead = tagger.runs_ahead and cascade is None
         self._positions = Positions(self.hop)
         if opinion is not None:
@@ -203,7 +202,7 @@ class Detector:
 
     @property
     def n_asked(self) -> int | None:
-        """Windows that the large model of a cascade was asked about; None without a cascade."""
+        """Windows that the large model of a cascade has scored; None without a cascade."""
         return None if self._watcher is None else self._scorer.n_scored
 
     @property
@@ -213,7 +212,7 @@ class Detector:
 
     @property
     def nan_scores(self) -> int:
-        """Scores that were not a number and were taken for 0."""
+        """Scores that were NaN and were replaced by 0."""
         small = 0 if self._watcher is None else self._watcher.nan_scores
         return self._scorer.nan_scores + small
 
@@ -231,7 +230,7 @@ class Detector:
         """Apply other settings from the next window on; open events continue.
 
         Raises:
-            UsageError: a setting that does not fit the model; nothing has changed.
+            UsageError: a setting does not fit the model; nothing has changed.
         """
         self.parameters = resolve_parameters(detection, self._facts, self._hop_s)
         self._decision.use(self.parameters)
@@ -243,7 +242,7 @@ class Detector:
         """Begin a stream whose first sample has index `start_sample`.
 
         Raises:
-            UsageError: it is open already, or no slot is left.
+            UsageError: it is already open, or no slot is free.
         """
         slot = self._names.add(stream, epoch)
         self._grow()
@@ -252,12 +251,12 @@ class Detector:
         self._positions.stride[slot] = 1
 
     def resume(self, stream: str, epoch: str, start_sample: int, state: DetectorState) -> None:
-        """Begin a stream where `export` was taken: audio from `start_sample` on is pushed again.
+        """Continue a stream where `export` was called; audio from `start_sample` is pushed again.
 
-        Audio up to the exported position only fills the window; it is not scored a second time.
+        Audio before the exported position only fills the window; it is not scored again.
 
         Args:
-            start_sample: first sample pushed; `context_needed(state)` if it can be had.
+            start_sample: first sample pushed; `context_needed(state)` if still available.
         """
         self.open(stream, epoch, start_sample)
         slot = self._names.slot(stream)
@@ -300,14 +299,14 @@ class Detector:
         return self._positions.received.item(self._names.slot(stream))
 
     def room(self, stream: str) -> int:
-        """Return how many samples `push` takes without scoring windows on the way."""
+        """Return how many samples `push` accepts without scoring windows in between."""
         slot = self._names.slot(stream)
         return self._staging.room(slot, int(self._positions.received[slot])) - self._tail
 
     def push(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
-        """Take the next samples of a stream; `run` returns what follows from them.
+        """Take the next samples of a stream; `run` returns the resulting events.
 
-        More samples than `room` are taken in pieces, and windows are scored between them.
+        More samples than `room` are taken in pieces, with windows scored in between.
 
         Raises:
             ValueError: they do not continue the stream (tell `gap` first), or it is ending.
@@ -328,32 +327,32 @@ class Detector:
             self._positions.receive(slot, len(piece))
 
     def gap(self, gap: Gap) -> list[Event]:
-        """Continue a stream behind lost samples.
+        """Continue a stream after lost samples.
 
-        A hole of up to 0.2 s becomes silence; a longer one ends the open events, and windows hold
-        only samples behind it.
+        A hole of up to 0.2 s becomes silence; a longer one ends the open events, and windows
+        contain only samples after it.
         """
         self.begin_gap(gap)
         return self._finish_ending(self._names.slot(gap.stream))
 
     def begin_gap(self, gap: Gap) -> None:
-        """Do as `gap`, but leave the scoring to `run`; no audio is taken while `is_ending`."""
+        """Like `gap`, but leave the scoring to `run`; no audio is accepted while `is_ending`."""
         if gap.samples <= LONGEST_SILENT_HOLE:
             self.push(gap.stream, gap.start_sample, np.zeros(gap.samples, np.int16))
         else:
             self._begin_ending(gap.stream, _Ending("gap", gap.start_sample + gap.samples))
 
     def flush(self, stream: str, reason: EndReason = "stream_lost") -> list[Event]:
-        """End a stream whose audio is complete: last sounds are found, open events ended."""
+        """End a stream whose audio is complete: find its last sounds and end its open events."""
         self.begin_flush(stream, reason)
         return self._finish_ending(self._names.slot(stream))
 
     def begin_flush(self, stream: str, reason: EndReason = "stream_lost") -> None:
-        """Do as `flush`, but leave the scoring to `run`; the stream is open while `is_ending`."""
+        """Like `flush`, but leave the scoring to `run`; the stream is open while `is_ending`."""
         self._begin_ending(stream, _Ending(reason, None))
 
     def is_ending(self, stream: str) -> bool:
-        """Return whether the audio before a gap, or before the end, is not wholly scored yet."""
+        """Return whether audio before a gap, or before the end, still has to be scored."""
         return stream in self._names and self._names.slot(stream) in self._endings
 
     @property
@@ -368,9 +367,9 @@ class Detector:
         return self._positions.hops_waiting_of(self._names.slot(stream))
 
     def windows_of(self, n_samples: int) -> int:
-        """Return how many windows a stream of so many samples has, from its start to its flush.
+        """Return how many windows a stream of `n_samples` has, from its start to its flush.
 
-        Scored or gated; without gaps or strides.
+        Counts scored and gated windows, without gaps or strides.
         """
         last = n_samples
         if n_samples >= FRAME_LENGTH:
@@ -382,13 +381,13 @@ class Detector:
         """Score the windows that are due and return the events, in order for each stream.
 
         Args:
-            max_windows: stop after about so many, to look after other things; None: all.
+            max_windows: stop after about this many, so that the caller can do other work.
         """
         events, self._owed = self._owed + self._advance(max_windows), []
         return events
 
     def close(self, stream: str, reason: EndReason) -> list[Event]:
-        """Score what is due of a stream and end it; open events end with `reason`."""
+        """Score the due windows of a stream and end it; open events end with `reason`."""
         slot = self._names.slot(stream)
         events = self._owed + self._advance(only=slot)
         self._owed = []
@@ -413,9 +412,9 @@ class Detector:
         return events + self._close(self._names.slot(stream), reason)
 
     def settle_runs(self) -> None:
-        """Give to `on_run` what is known so far: all samples up to `position` of each stream.
+        """Report unfinished runs to `on_run`: all samples up to `position` of each stream.
 
-        Runs are given without being asked for where they end.
+        Finished runs are reported without this call.
         """
         if self._runs is not None:
             self._runs.settle()
@@ -436,7 +435,7 @@ class Detector:
         self._has_viewer, self._on_frames = has_viewer, on_frames
 
     def set_stride(self, stream: str, stride: int) -> None:
-        """Under overload: score only every `stride`-th window, keeping the scores between."""
+        """Under overload: score only every `stride`-th window; the others repeat its scores."""
         self._positions.stride[self._names.slot(stream)] = stride
 
     def open_events(self, stream: str) -> list[Event]:
@@ -498,10 +497,10 @@ class Detector:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
 
     def _advance(self, max_windows: int | None = None, only: int | None = None) -> list[Event]:
-        """Score due windows, of all slots in turn or of one, and complete what ends by that.
+        """Score the due windows of all slots in turn, or of one, and complete streams that end.
 
-        Where the device works while the host goes on, windows are begun before the ones before
-        them are decided, which is done in the order in which they were begun.
+        If the device works asynchronously, the next windows are started before the previous ones
+        are decided. Decisions are made in the order in which windows were started.
         """
         events: list[Event] = []
         n_windows = 0
@@ -511,7 +510,7 @@ class Detector:
             slots = slots[self._positions.hops_waiting(slots) > 0]
             if not len(slots):
                 break
-            # as many hops at once as all of them wait for: no stream has its windows before others
+            # as many hops as all of them have due, so that no stream gets ahead of the others
             waiting = self._positions.hops_waiting(slots)
             n_hops = min(self.hops_at_once, int(waiting.min()))
             if max_windows is not None:
@@ -536,7 +535,7 @@ class Detector:
         return events + self._complete_endings()
 
     def _next_in_turn(self, slots: npt.NDArray[np.int64], max_slots: int) -> npt.NDArray[np.int64]:
-        """Return at most `max_slots` of `slots`, those that waited longest for their turn first."""
+        """Return at most `max_slots` of `slots`, those that have waited longest."""
         if len(slots) <= max_slots:
             return slots
         order = np.concatenate(
@@ -547,7 +546,7 @@ class Detector:
         return np.sort(chosen)
 
     def _begin_ending(self, stream: str, ending: _Ending) -> None:
-        """Let windows reach beyond the end of the audio while enough of it is still in them."""
+        """Let windows extend beyond the end of the audio while they contain enough of it."""
         slot, at = self._names.slot(stream), self._positions
         received = int(at.received[slot])
         held = received - int(at.context_start[slot])
@@ -562,7 +561,7 @@ class Detector:
         return events
 
     def _has_ended(self) -> bool:
-        """Return whether the last window of a slot that ends was begun."""
+        """Return whether the last window of an ending slot was started."""
         return any(self._positions.hops_waiting_of(slot) <= 0 for slot in self._endings)
 
     def _complete_endings(self) -> list[Event]:
@@ -584,7 +583,7 @@ class Detector:
         return self._decision.close(slot, reason, self._positions.decided(slot), received)
 
     def _begin(self, slots: npt.NDArray[np.int64], n_hops: int) -> _Begun:
-        """Advance each slot by `n_hops` windows: features, and what the model is asked."""
+        """Advance each slot by `n_hops` windows: compute features and start the model."""
         at = self._positions
         ends = at.next_end[slots] + (n_hops - 1) * self.hop
         begin = ends - n_hops * self.hop - LOOK_BACK
@@ -600,7 +599,7 @@ class Detector:
         at.next_end[slots] += n_hops * self.hop
         self._staging.release(slots, at.next_end[slots] - self.hop - LOOK_BACK)
         held = hop_ends - at.context_start[slots]
-        # at the end of a stream less context has to do
+        # at the end of a stream, less context is enough
         is_due = (held >= self._min_context) | (hop_ends > at.received[slots])
         is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
@@ -615,7 +614,7 @@ class Detector:
         return _Begun(windows, self._scorer.begin_frame_logits(windows))
 
     def _finish(self, begun: _Begun) -> list[Event]:
-        """Decide the windows that were begun; of several, in that order."""
+        """Decide the windows that were started, hop by hop."""
         at, windows = self._positions, begun.windows
         slots, hop_ends, is_due = windows.slots, windows.hop_ends, windows.is_due
         if self._runs is not None:
@@ -635,7 +634,7 @@ class Detector:
                     ends = hop_ends[hop, rows]
                     decided = self._decide(slots[rows], ends, found[rows], first_scored)
             else:
-                # a window that is left out says nothing of its frames
+                # a skipped window has no scores for its frames
                 says = asked.is_run[0] | asked.is_gated[0] | asked.is_unasked[0]
                 rows = np.flatnonzero(is_due[hop] & says)
                 begins = self._scorer.begins(hop_ends[hop, rows], first[rows])
@@ -654,7 +653,7 @@ class Detector:
         frames: Tensor,
         ends: npt.NDArray[np.int64],
     ) -> None:
-        """Give out new frames, shape (n, frames, 128), of slots whose hops end at `ends`."""
+        """Hand new frames, shape (n, frames, 128), to viewers; the slots' hops end at `ends`."""
         names = [self._names.of(slot) for slot in slots.tolist()]
         rows = [row for row, (stream, _) in enumerate(names) if has_viewer(stream)]
         if not rows:
@@ -662,7 +661,7 @@ class Detector:
         at, n_frames = self._positions, frames.shape[1]
         shown = frames[rows].cpu().numpy()
         ends, slots = last_frame(ends[rows]) + 1, slots[rows]
-        # real ones alone, and after a restart none that the run before has given out
+        # only real frames, and after a restart none that were already shown
         begins = np.maximum(ends - n_frames, first_frame(at.context_start[slots]))
         begins = np.maximum(begins, last_frame(at.score_from[slots]) + 1)
         stops = np.minimum(ends, last_frame(at.received[slots]) + 1)
@@ -672,10 +671,10 @@ class Detector:
                 self._on_frames(HeardFrames(*names[row], int(begin), its))
 
     def _scored(self, begun: _Begun) -> Iterator[tuple[DueWindows, npt.NDArray[np.float32]]]:
-        """Yield hop after hop what the model was asked about, and what it says.
+        """Yield, hop by hop, the windows and the model's results for them.
 
-        Scores of windows, or logits of their frames; of shape (n, ...). Whether a cascade asks
-        about a window depends on what was decided by the one before.
+        Results are scores of windows or logits of their frames, shape (n, ...). Whether a cascade
+        selects a window depends on the decision about the previous one.
         """
         windows = begun.windows
         if begun.found is not None:
@@ -700,7 +699,7 @@ class Detector:
         logits: npt.NDArray[np.float32],
         is_asked: npt.NDArray[np.bool_],
     ) -> list[Event]:
-        """Decide the frames that are final once a window of each slot is known."""
+        """Decide the frames that become final with one more window of each slot."""
         assert self._frames is not None
         audio_ends = self._positions.received[slots]
         events: list[Event] = []
@@ -711,7 +710,7 @@ class Detector:
         return events
 
     def _decide_rest(self, slot: int) -> list[Event]:
-        """Decide the frames of a slot that no further window is waited for."""
+        """Decide the remaining frames of a slot, without waiting for further windows."""
         if self._frames is None:
             return []
         slots = np.array([slot], np.int64)
@@ -768,5 +767,5 @@ def _check_hop(hop_s: float, window_s: float) -> None:
 
 
 def hops_of_recording(tagger: Tagger) -> int:
-    """Return how many windows of one recording to score at once, where nobody waits for it."""
+    """Return how many windows of one recording to score together if latency does not matter."""
     return max(HOPS_AT_ONCE, tagger.full_batch)

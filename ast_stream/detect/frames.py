@@ -1,18 +1,18 @@
-"""Frame scores: what overlapping windows say of the same moment, averaged until it is decided.
+"""Frame scores: the logits of overlapping windows for the same moment, averaged until decided.
 
-A window of a checkpoint with a frame head scores each of its time patches. Windows overlap, so the
-same moment is scored several times, each time with more of what follows it. The frames of a stream
-lie on a grid of their own, `[g * step, (g + 1) * step)` on the sample index with the step of the
-patches, whatever the hop: a window says of a frame what lies between its two patches around the
-frame's middle, by linear interpolation. Logits are averaged, and not scores, so that Platt scaling
-before and after the average is the same.
+A checkpoint with a frame head scores each time patch of a window. Windows overlap, so the same
+moment is scored several times, each time with more of the audio after it. The frames of a stream
+lie on a grid of their own, `[g * step, (g + 1) * step)` on the sample index, with the step of the
+patches, at any hop: a window's logit of a frame is interpolated linearly between the two patches
+around the middle of the frame. Logits are averaged instead of scores, so that Platt scaling gives
+the same result before and after averaging.
 
     weight of a window = 1 + (end of window - end of frame) / step
 
-A frame is decided by the first window that ends at least `delay` behind it. A window that a cascade
-does not ask about says that nothing sounds, but any other outweighs it, and it decides only what no
-later window can know of: so a window that is asked about hears all that it holds. Everything is a
-function of the sample index, so blocks of any size, a replay and a resumed run give the same.
+A frame is decided by the first window that ends at least `delay` after it. A window that a cascade
+does not select counts as silence, but any selected window outweighs it, and it decides only frames
+that no later window covers: so a selected window decides all its frames. Everything depends on the
+sample index alone, so blocks of any size, a replay and a resumed run give the same result.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import numpy.typing as npt
 from ast_stream.detect.state import NEVER, FrameState
 from ast_stream.units import FRAME_SHIFT
 
-MAX_LOGIT = 16.0  # beyond it a float32 score no longer tells the logit
-# of windows that are not asked about: a power of two that float32 loses beside 1
+MAX_LOGIT = 16.0  # beyond it, a float32 score no longer determines the logit
+# of windows that a cascade does not select: a power of two that float32 loses beside 1
 UNASKED_WEIGHT = np.float32(2.0**-40)
 
 Indices = npt.NDArray[np.int64]
@@ -56,10 +56,10 @@ class PatchGrid:
 
 
 class DecidedFrames(NamedTuple):
-    """One frame each of some slots, final.
+    """One final frame for each of several slots.
 
     Attributes:
-        rows: which of the slots asked for, shape (n,).
+        rows: index of the slot among those given, shape (n,).
         ends: end of the frame in samples, shape (n,).
         scores: shape (n, n_classes), in [0, 1].
     """
@@ -79,8 +79,8 @@ class FrameAverages:
     def __init__(self, grid: PatchGrid, n_classes: int, delay: int) -> None:
         self._grid = grid
         self._delay = delay
-        # a window says nothing of frames before its first patch, and these are decided before it
-        # is added: so many of a window can be undecided
+        # a window does not cover frames before its first patch, and these are decided before it is
+        # added: this many frames of a window can be undecided
         self._capacity = grid.n_patches + 1
         self._n_classes = n_classes
         self._sums: Floats = np.zeros((0, self._capacity, n_classes), np.float32)
@@ -100,7 +100,7 @@ class FrameAverages:
             setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=NEVER))
 
     def reset(self, slot: int) -> None:
-        """Forget the frames of a slot: its stream starts, or continues behind a gap."""
+        """Forget the frames of a slot: its stream starts, or continues after a gap."""
         self._sums[slot] = self._weights[slot] = 0
         self._last[slot] = -MAX_LOGIT
         self._first[slot] = self._next[slot] = self._known[slot] = NEVER
@@ -114,7 +114,7 @@ class FrameAverages:
         logits: Floats,
         is_asked: Flags,
     ) -> Iterator[DecidedFrames]:
-        """Take what one window of each slot says, and yield the frames that are final by that.
+        """Take the logits of one window of each slot, and yield the frames that become final.
 
         Args:
             slots: which slots, shape (n,), each at most once.
@@ -122,7 +122,7 @@ class FrameAverages:
             begins: first filterbank frame of the window, shape (n,).
             audio_ends: end of the audio known; less than `ends` while a stream ends.
             logits: of the window's patches, shape (n, n_patches, n_classes).
-            is_asked: False where a cascade has not asked about the window, shape (n,).
+            is_asked: False if a cascade has not selected the window, shape (n,).
         """
         grid = self._grid
         end_frames, audio_frames = ends // FRAME_SHIFT, audio_ends // FRAME_SHIFT
@@ -141,7 +141,7 @@ class FrameAverages:
         is_new = has_any & (self._first[slots] == NEVER)
         for kept in (self._first, self._next, self._known):
             kept[slots[is_new]] = first[is_new]
-        # no later window knows more of what lies before this one
+        # no later window covers the frames before this one
         yield from self._decide(slots, first)
         self._accumulate(slots, ends, begins, stop, logits, is_asked)
         self._known[slots] = np.maximum(self._known[slots], stop)
@@ -149,7 +149,7 @@ class FrameAverages:
         yield from self._decide(slots, np.where(is_asked, final, first))
 
     def finish(self, slot: int) -> Iterator[DecidedFrames]:
-        """Yield the rest of the frames of a slot: no window will say more of them."""
+        """Yield the remaining frames of a slot: no further window will cover them."""
         slots = np.array([slot], np.int64)
         yield from self._decide(slots, self._known[slots])
 
@@ -172,7 +172,7 @@ class FrameAverages:
         )
 
     def restore(self, slot: int, state: FrameState | None) -> None:
-        """Take back what `export` gave."""
+        """Restore what `export` returned."""
         self.reset(slot)
         if state is None:
             return
@@ -241,7 +241,7 @@ class FrameAverages:
         weights = self._weights[cell]
         means: Floats = self._sums[cell] / np.where(weights > 0, weights, 1)[:, :, None]
         if not weights.all():
-            # a frame that no window has scored, under overload, is as the one before
+            # under overload, a frame that no window has scored repeats the previous one
             before = self._last[slots]
             for number in numbers:
                 is_known = weights[:, number, None] > 0

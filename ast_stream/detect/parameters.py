@@ -1,6 +1,6 @@
 """Parameters of the decision stage: settings in seconds become hops and samples, once.
 
-Nothing here needs torch: alert rules and the checks of a configuration read it, too.
+Nothing here needs torch: alert rules and configuration checks use it, too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ast_stream.units import seconds_to_samples
 
 CONFIRM_RATIO = 0.6  # of the windows within confirm_s must be above the onset threshold
 OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
-OFFSET_RATIO = 0.6  # but not below this part of it
-# a sound that is scored higher the longer it lasts began with the first of the frames before the
-# threshold that have this part of it,
+OFFSET_RATIO = 0.6  # but not below this ratio of it
+# the onset of a sound whose score rises gradually is moved back to the first frame of the run with
+# at least this ratio of the onset threshold,
 RISING_RATIO = np.float32(0.4)
-MAX_RISE_S = 1.6  # so far back at most
+MAX_RISE_S = 1.6  # but by at most this time
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class FrameSteps:
     """Frames that decide instead of windows.
 
     Attributes:
-        frame_s: length, and distance, of a frame.
-        delay_s: a frame is decided by the first window that ends so much behind it.
+        frame_s: length and distance of frames.
+        delay_s: a frame is decided by the first window that ends at least this much after it.
     """
 
     frame_s: float
@@ -51,24 +51,24 @@ class FrameSteps:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the decision stage must know of a checkpoint; lists follow `labels`.
+    """What the decision stage must know about a checkpoint; lists are in the order of `labels`.
 
     Attributes:
-        onset_thresholds: where the settings have none.
+        onset_thresholds: used if the settings have none.
         rise_on_s, rise_off_s: how much of a sound a window needs to be above the onset threshold,
             and above the offset threshold.
-        rise_on_spread_s: how much more or less than `rise_on_s`.
+        rise_on_spread_s: half-width of the spread around `rise_on_s`.
         confirm_s: span in which windows must agree, where the settings have none.
         smoothing_s: time constants over which scores are averaged, where the settings have none;
             empty: 0 for all.
         hold_s: quiet time after which an event has ended, where the settings have none; empty:
             the usual one for all.
-        onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
-        fitted_hop_s: the hop that they hold for; the smoothing must be the one above, too.
+        onset_fits: rise times as a function of scores, None for classes without a fit; empty: none.
+        fitted_hop_s: the hop for which they are valid, together with the smoothing above.
         background: labels that never make events.
-        off: labels that make events only where the settings enable them.
-        frames: None: windows decide. Else all the above holds for frames, and rise times and fits
-            are not used: a frame says itself when it is.
+        off: labels that make events only if the settings enable them.
+        frames: None: windows decide. Otherwise all of the above is about frames, and rise times
+            and fits are not used, because frames are short.
     """
 
     labels: Sequence[str]
@@ -115,9 +115,9 @@ class DecisionParameters:
     def at_thresholds(
         self, index: int, thresholds: npt.NDArray[np.floating[Any]]
     ) -> DecisionParameters:
-        """Return parameters whose classes are class `index`, once at each of some thresholds.
+        """Return parameters whose classes are class `index`, once at each threshold.
 
-        So the decision stage finds the events of many thresholds at once.
+        With these, the decision stage finds the events at many thresholds at once.
         """
         n = len(thresholds)
         onset = thresholds.astype(np.float32)
@@ -152,7 +152,7 @@ class DecisionParameters:
 
     @property
     def longest_rise(self) -> npt.NDArray[np.int64]:
-        """How far before the first window that saw a sound its onset may be set, in samples."""
+        """How far before the first window that sees a sound its onset may lie, in samples."""
         longest = np.maximum(self.rise_on, self.onset_fits.longest)
         return longest + self.max_rise
 
@@ -163,7 +163,7 @@ class DecisionParameters:
 
     @property
     def rising_threshold(self) -> npt.NDArray[np.float32]:
-        """From which score on a frame may be the first of a sound, shape (n_classes,)."""
+        """Score at which a frame may be the first of a sound, shape (n_classes,)."""
         return self.onset_threshold * RISING_RATIO
 
     def describe(self, index: int) -> str:
@@ -182,7 +182,7 @@ def model_facts(
     metadata: Metadata,
     frame_s: float | None = None,
 ) -> ModelFacts:
-    """Return what the decision stage must know of a checkpoint.
+    """Return what the decision stage must know about a checkpoint.
 
     Args:
         frame_s: seconds from one time patch to the next; None: windows decide, even if the
@@ -240,7 +240,7 @@ def resolve_parameters(
 ) -> DecisionParameters:
     """Return what `detection` means for this checkpoint and hop.
 
-    Frames, where these decide, are what is counted instead of windows.
+    If frames decide, frames are counted instead of windows.
 
     Raises:
         UsageError: a class the checkpoint does not have, or a value that no sound can reach.
@@ -316,7 +316,7 @@ def _geometry(facts: ModelFacts, hop_s: float) -> WindowGeometry:
 def _fits(
     facts: ModelFacts, hop_s: float, is_as_smooth: npt.NDArray[np.bool_]
 ) -> Sequence[StoredOnsetFit | None]:
-    """Return the fits in use: none where windows or scores follow each other in another way."""
+    """Return the fits in use: none if the hop or the smoothing differs from those fitted."""
     if not facts.onset_fits or facts.fitted_hop_s != hop_s:
         return [None] * len(facts.labels)
     return [fit if own else None for fit, own in zip(facts.onset_fits, is_as_smooth, strict=True)]
@@ -354,12 +354,12 @@ def ema_alpha(smoothing_s: float, hop_s: float) -> np.float32:
 
 def hops_of(seconds: float, hop_s: float) -> int:
     """Return how many windows a span holds, at least one."""
-    # the tolerance keeps 0.75 s at a hop of 0.25 s at three hops, whatever floats make of it
+    # the tolerance makes 0.75 s at a hop of 0.25 s three hops, despite rounding of floats
     return max(1, math.ceil(seconds / hop_s - 1e-6))
 
 
 def hits_of(confirm_hops: int) -> int:
-    """Return how many of so many windows must be above the onset threshold."""
+    """Return how many of `confirm_hops` windows must be above the onset threshold."""
     return max(1, math.ceil(CONFIRM_RATIO * confirm_hops))
 
 

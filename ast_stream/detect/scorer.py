@@ -40,8 +40,8 @@ class DueWindows:
         is_due: windows to decide on, shape (hops, n).
         is_run: those of them to score.
         is_gated: windows too quiet to score, shape (hops, n).
-        is_unasked: windows that a cascade does not ask the model about, shape (hops, n).
-        is_passed_over: windows of a steady sound, of which nothing is decided, shape (hops, n).
+        is_unasked: windows that a cascade does not pass to the model, shape (hops, n).
+        is_passed_over: windows of a steady sound, about which nothing is decided, (hops, n).
         first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
     """
 
@@ -152,9 +152,9 @@ class WindowScorer:
     """Features and last scores of every slot.
 
     Attributes:
-        nan_scores: scores that were not a number and were taken for 0.
+        nan_scores: scores that were NaN and were replaced by 0.
         n_scored: windows that the model has scored.
-        n_gated: windows that were due, and too quiet to score.
+        n_gated: due windows that were too quiet to score.
     """
 
     def __init__(self, tagger: Tagger, hop: int, max_hops: int) -> None:
@@ -190,23 +190,23 @@ class WindowScorer:
         return self._features.push(slots, pcm, ends)
 
     def keep(self, slots: Indices, frames: Tensor, ends: Indices) -> None:
-        """Take new frames instead of the samples that they are of."""
+        """Take new frames instead of their samples."""
         self._features.keep(slots, frames, ends)
 
     def score(self, asked: DueWindows) -> npt.NDArray[np.float32]:
-        """Return scores (hops, n, classes): the ones before if not run, 0 if gated or not asked."""
+        """Return scores (hops, n, classes): the previous ones if not run, 0 if gated or unasked."""
         return self.begin_scores(asked)()
 
     def frame_logits(self, asked: DueWindows) -> npt.NDArray[np.float32]:
         """Return logits of frames (hops, n, frames of a window, classes).
 
-        They are `-MAX_LOGIT` where gated or not asked, and mean nothing where the window is none of
-        these and not run.
+        They are `-MAX_LOGIT` where gated or unasked, and undefined where the window is neither, nor
+        run.
         """
         return self.begin_frame_logits(asked)()
 
     def begin_scores(self, asked: DueWindows) -> Awaited:
-        """Begin what `score` does; what is returned waits for the scores, in the order begun."""
+        """Start what `score` does; call the result, in the order of the starts, for the scores."""
         tagger = self._tagger
         begin = tagger.begin_window_scores if tagger.runs_ahead else at_once(tagger.window_scores)
         found = self._begin(asked, begin, (), 0.0)
@@ -222,7 +222,7 @@ class WindowScorer:
         return scores
 
     def begin_frame_logits(self, asked: DueWindows) -> Awaited:
-        """Begin what `frame_logits` does, see `begin_scores`."""
+        """Start what `frame_logits` does, see `begin_scores`."""
         tagger = self._tagger
         begin = tagger.begin_frame_logits if tagger.runs_ahead else at_once(tagger.frame_logits)
         return self._begin(asked, begin, (tagger.dims.n_time_patches,), -MAX_LOGIT)
@@ -235,7 +235,7 @@ class WindowScorer:
     def embedding(
         self, slot: int, end: int, first_frame: int, last_frame: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-        """Return `Tagger.embedding` of a window that was pushed last, and its first frame.
+        """Return `Tagger.embedding` of a recently pushed window, and its first frame.
 
         Args:
             end: of the window, in samples.
@@ -259,8 +259,8 @@ class WindowScorer:
         """Start scoring the windows that are due, shape (hops, n, *shape, classes).
 
         Args:
-            nothing: stands where it was not run, and for NaN (an overflow in half precision, say),
-                which is counted.
+            nothing: used for windows that were not run, and for NaN (such as an overflow in half
+                precision), which is counted.
         """
         filled = np.full((*asked.is_run.shape, *shape, self._last.shape[1]), nothing, np.float32)
         hops, rows = np.nonzero(asked.is_run)
@@ -352,7 +352,7 @@ class LevelMeter:
 
 @dataclass(frozen=True)
 class HopRun:
-    """Samples from `start` to `stop`, half-open, whose hops were dealt with alike."""
+    """Samples from `start` to `stop`, half-open, whose hops were handled in the same way."""
 
     stream: str
     epoch: str
@@ -362,10 +362,10 @@ class HopRun:
 
 
 class HopRuns:
-    """The runs of all slots, as arrays: Python work is done only where a run ends.
+    """The runs of all slots, as arrays: Python code runs only when a run ends.
 
-    Between two `restart` the runs of a slot follow each other without a gap, from the sample given
-    there to that given to `finish`.
+    Between two calls of `restart`, the runs of a slot are consecutive, from the sample given there
+    to the one given to `finish`.
 
     Args:
         on_run: called with each run that has ended, in order for each slot.
@@ -386,7 +386,7 @@ class HopRuns:
         self._stop = np.pad(self._stop, more)
 
     def restart(self, slot: int, sample: int) -> None:
-        """Begin at a sample; what was not finished before is not accounted for."""
+        """Start at a sample; an unfinished run is dropped."""
         self._kind[slot] = _NONE
         self._start[slot] = self._stop[slot] = sample
 
@@ -402,9 +402,9 @@ class HopRuns:
         Args:
             stops: end of the hop, or of the audio where that is less.
             is_gated: its window was too quiet to be scored.
-            is_late: windows are left out because the model cannot keep up.
+            is_late: windows are skipped because the model cannot keep up.
         """
-        is_new = stops > self._stop[slots]  # others only filled the window again after a restart
+        is_new = stops > self._stop[slots]  # others only refilled the window after a restart
         kinds = np.where(is_gated, _GATED, np.where(is_late, _DEGRADED, _LISTENED))
         for row in np.flatnonzero(is_new & (kinds != self._kind[slots])):
             self._end(int(slots[row]))
@@ -414,7 +414,7 @@ class HopRuns:
     def finish(self, slot: int, stop: int) -> None:
         """End the run of a slot whose audio ends at `stop`.
 
-        Samples that no window reached, less than a hop, were not listened to as wanted.
+        The samples that no window reached, less than a hop, count as degraded.
         """
         self._end(slot)
         self._kind[slot] = _DEGRADED
@@ -422,7 +422,7 @@ class HopRuns:
         self._end(slot)
 
     def settle(self) -> None:
-        """Close the runs of all slots, and report them; new runs follow."""
+        """End and report the runs of all slots; new runs follow."""
         for stream in self._names.streams:
             self._end(self._names.slot(stream))
 

@@ -1,8 +1,8 @@
 """A second opinion on events that are about to begin, from the embedding of their window.
 
-Only windows that decide such an event are encoded again, one by one: what it costs is a window's
-work for each event of a class that somebody has an opinion of, and nothing without. The numbers
-depend on the window alone, so they are the same live, resumed and scanned.
+Only the windows that decide such events are encoded again, one by one. The cost is one window for
+each event of a class with a verifier, and nothing otherwise. Results depend on the window alone,
+so they are the same live, resumed and scanned.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What the model made of the window that decides an event.
+    """The model's embedding of the window that decides an event.
 
     Attributes:
         whole: what the clip head reads, shape (width,).
         patches: what a frame head reads of each time patch, shape (n_time_patches, width).
-        first, stop: the patches of the event so far, half-open; at least one.
+        first, stop: the patches of the event so far, half-open; not empty.
     """
 
     whole: Floats
@@ -40,21 +40,21 @@ class Embedding:
 
 
 class SecondOpinion(Protocol):
-    """Who is asked about events that are about to begin."""
+    """Judges events that are about to begin."""
 
     def concerns(self, index: int) -> bool:
-        """Return whether events of the class with this index are asked about."""
+        """Return whether it judges events of the class with this index."""
         ...
 
     def judge(self, begin: Event, embedding: Embedding) -> Opinion:
-        """Return the opinion of an event; a function of its arguments alone."""
+        """Return the opinion on an event; it depends on the arguments alone."""
         ...
 
 
 def embedding_of(
     scorer: WindowScorer, begin: Event, slot: int, first_real: int, last_real: int
 ) -> Embedding:
-    """Return what the model makes of the window that decided an event.
+    """Return the embedding of the window that decided an event.
 
     Args:
         slot: of its stream.
@@ -110,12 +110,12 @@ class Withholder:
         return reported
 
     def _opinion_of(self, event: Event) -> Opinion | None:
-        """Return the opinion on an event that begins; None if there is none to ask for."""
+        """Return the opinion on an event that begins; None for all others."""
         if event.type != "begin" or not self._opinion.concerns(event.index):
             return None
         at, slot = self._positions, self._names.slot(event.stream)
         if event.at_sample > at.next_end[slot] - at.hop:
-            return None  # resumed and ended at once: its window is not there again
+            return None  # resumed and ended at once: its window was not pushed again
         first, last = first_frame(at.context_start[slot]), last_frame(at.received[slot])
         embedding = embedding_of(self._scorer, event, slot, int(first), int(last))
         return self._opinion.judge(event, embedding)

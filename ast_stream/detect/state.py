@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-NEVER = -1  # a sample index that has not come
+NEVER = -1  # instead of a sample index: it has not happened
 MAX_UNCERTAINTY_S = 86_400.0
 MAX_SAMPLE = 2**53  # JSON numbers are exact up to here
 
@@ -39,7 +39,7 @@ _WindowScore = Annotated[float, Field(ge=0, le=1.001), Column(np.float32, lasts=
 _Opinion = Annotated[float, Field(ge=NEVER, le=1), Column(np.float32)]
 _Sum = Annotated[float, Field(ge=0, le=MAX_SAMPLE), Column(np.float64)]
 
-# bounded, so that no state can carry an absurd one
+# bounded, so that no state can contain an absurd value
 _Uncertainty = Annotated[float, Field(ge=0, le=MAX_UNCERTAINTY_S), Column(np.float64)]
 
 
@@ -48,24 +48,24 @@ class _Record(BaseModel):
 
 
 class ClassState(_Record):
-    """What the decision stage keeps of one class; the defaults are those of a class not heard.
+    """What the decision stage keeps of one class; the defaults are its initial state.
 
-    A field is declared here and nowhere else: its range where a state is read, and its `Column`.
+    Each field is declared only here, with its valid range and its `Column`.
 
     Attributes:
         average: of the scores of the windows so far.
         hits: last windows above the onset threshold, newest in bit 0.
         is_active: confirmed.
-        is_published: confirmed and long enough: its begin is out.
-        is_withheld: a second opinion was against it: its begin does not come out.
+        is_published: confirmed and long enough; its begin was published.
+        is_withheld: rejected by a second opinion; it is never published.
         opinion: the score of the second opinion, or NEVER.
-        score_before: of the window before, where a class has an onset fit.
-        crossed_at: end of the first hit after none, and what its scores say: `crossing_rise`,
-            `crossing_within`.
-        rising_since: end of the first of the last frames in a row that a sound may have begun with;
-            where windows decide, never.
+        score_before: of the previous window, if the class has an onset fit.
+        crossed_at: end of the first window of a run of hits; `crossing_rise` and `crossing_within`
+            are estimated from its scores.
+        rising_since: end of the first frame of the present run in which a sound may have begun;
+            NEVER if windows decide.
         t_up: end of the first window that saw the sound.
-        first_seen: the same, but not beyond the audio: names the event.
+        first_seen: the same, but not beyond the audio; part of the event's id.
         low_since: end of the first window below the offset threshold.
         refractory_until: hits before this are ignored.
     """
@@ -116,7 +116,7 @@ class ClassState(_Record):
 
 
 def _check_floats(text: str) -> str:
-    """Return base64 of float32 numbers, all finite, as it is."""
+    """Return base64 of finite float32 numbers unchanged."""
     try:
         numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     except ValueError as error:
@@ -130,14 +130,14 @@ _Floats = Annotated[str, Field(max_length=64 * 1024 * 1024), AfterValidator(_che
 
 
 class FrameState(_Record):
-    """The frames of one stream that its windows have scored and that are not decided yet.
+    """The frames of one stream that have been scored but not decided.
 
     Attributes:
         first_end: end of the first frame since start or gap.
         decided_to: frames before this sample are decided.
         last: logits of the last of them, (n_classes,), float32 in base64.
-        weights: of what windows said of each undecided frame.
-        sums: of their logits times their weights, (n_frames, n_classes), float32 in base64.
+        weights: sum of the windows' weights for each undecided frame.
+        sums: of logits times weights, (n_frames, n_classes), float32 in base64.
     """
 
     first_end: _Sample
@@ -157,7 +157,7 @@ class FrameState(_Record):
         sums: npt.NDArray[np.float32],
     ) -> FrameState:
         """Return the state with its arrays as text."""
-        # checked where it is read: nothing here may stop a worker that runs
+        # validated when it is read: nothing here may stop a running worker
         return cls.model_construct(
             first_end=first_end,
             decided_to=decided_to,
@@ -172,7 +172,7 @@ class FrameState(_Record):
         return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
     def is_of(self, n_classes: int) -> bool:
-        """Return whether a model of so many classes can have left this."""
+        """Return whether a model with `n_classes` classes can have written this."""
         n_sums = len(self.weights) * n_classes
         return len(self.array(self.last)) == n_classes and len(self.array(self.sums)) == n_sums
 
@@ -182,16 +182,15 @@ def _base64(numbers: npt.NDArray[np.float32]) -> str:
 
 
 class DetectorState(_Record):
-    """Where the detector stands in one stream.
+    """The detector's state of one stream.
 
     Attributes:
-        position: windows that end up to this sample are scored, and what follows from them is
-            decided.
+        position: windows that end up to this sample are scored and decided.
         context_start: first real sample since start or gap.
         first_scored: end of the first window scored since then, or NEVER.
-        classes: by index, those of which anything is known.
-        frames: what is known of frames not decided yet; None without any, or where windows decide.
-        asked_until: up to where a cascade asks about windows for reasons so far, or NEVER.
+        classes: by index, those that are not in their initial state.
+        frames: scored but undecided frames; None without any, or if windows decide.
+        asked_until: up to where a cascade selects windows for past reasons, or NEVER.
     """
 
     position: _Sample
@@ -204,10 +203,10 @@ class DetectorState(_Record):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.position < self.context_start:
-            raise ValueError("expected a position behind the start of the context")
+            raise ValueError("expected a position after the start of the context")
         return self
 
     def is_of(self, n_classes: int) -> bool:
-        """Return whether a model of so many classes can have left this."""
+        """Return whether a model with `n_classes` classes can have written this."""
         has_its_classes = all(0 <= index < n_classes for index in self.classes)
         return has_its_classes and (self.frames is None or self.frames.is_of(n_classes))

@@ -32,7 +32,7 @@ class WindowScores:
 
     Attributes:
         ends: end of each window in samples, a hop apart, shape (n_windows,).
-        scores: averaged as they are decided by, shape (n_windows, n_columns), in [0, 1].
+        scores: smoothed, as the decision uses them, shape (n_windows, n_columns), in [0, 1].
         n_samples: end of the audio; the last windows may reach beyond it.
     """
 
@@ -79,9 +79,8 @@ def decide_streams(
     """Return the events of whole streams, in their order.
 
     Args:
-        parameters: a class for every way to decide that is asked for.
-        column: which column of the scores each class is decided by, shape (n_classes,); None:
-            the first.
+        parameters: one class for every combination to be decided.
+        column: the column of the scores for each class, shape (n_classes,); None: the first.
     """
     if not streams:
         return []
@@ -102,8 +101,8 @@ def decide_streams(
         scores[: n_windows[slot], slot] = stream.scores
         ends[: n_windows[slot], slot] = stream.ends
         is_high = stream.scores.max(axis=1, initial=0) >= lowest
-        # a window with nothing high changes nothing where nothing is open; but the one before a
-        # rising score says when it rose, and the one after it that it no longer does
+        # low windows change nothing while no event is open, except for the window before a rising
+        # score, which tells when it rose, and the window after it, which ends the rise
         near = np.pad(is_high, 1)
         is_busy[: n_windows[slot], slot] = near[:-2] | near[1:-1] | near[2:]
     n_samples = np.array([stream.n_samples for stream in streams])
@@ -158,7 +157,7 @@ def _of_slot(transitions: Transitions, hop: int) -> StreamEvents:
     """Return the events of one stream: each end with the begin of its class before it."""
     begins = transitions[transitions["kind"] == BEGIN]
     ends = transitions[transitions["kind"] == END]
-    # of one class begins and ends alternate, so in stable order of classes they are pairs
+    # begins and ends of one class alternate, so sorted by class (stably) they are pairs
     begins = begins[np.argsort(begins["index"], kind="stable")]
     order = np.argsort(ends["index"], kind="stable")
     known_at = np.zeros(len(ends), np.int64)

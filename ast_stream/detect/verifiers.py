@@ -1,9 +1,9 @@
 """Verifiers: for each class a linear classifier on the embeddings of the encoder.
 
-A file of them holds, for each class, a vector of weights and a number, as safetensors with a
-description as JSON in its header. It belongs to one checkpoint: the space of another is another.
-The score of an event is the logistic function of the weighted sum of its embedding, the mean of
-the last layer's patches over frequency and over the time of the event so far.
+A file has a weight vector and a bias for each class, as safetensors, with a description as JSON in
+its header. It belongs to one checkpoint, because embeddings of different checkpoints differ. The
+score of an event is the logistic function of the weighted sum of its embedding: the mean of the
+last layer's patches over frequency and over the time of the event so far.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class ClassVerifier(_Part):
     """The verifier of one class, without its weights.
 
     Attributes:
-        threshold: events that score less are not believed.
+        threshold: events with a lower score are rejected.
         n_right, n_wrong: verdicts that it was fitted to.
-        turned_off, lost: of these wrong and right ones, how many would be withheld by verifiers
-            that were fitted without them.
+        turned_off, lost: how many of these wrong and right events verifiers fitted without them
+            would withhold.
     """
 
     label: str
@@ -67,7 +67,7 @@ class ClassVerifier(_Part):
 
 
 class VerifiersDescription(_Part):
-    """What the header of a file says.
+    """The description in the header of a file.
 
     Attributes:
         checkpoint: its hash.
@@ -91,7 +91,7 @@ class VerifiersDescription(_Part):
 
 @dataclass(frozen=True, eq=False)
 class VerifiersFile:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         weights: shape (n_classes, width), float32, in the order of `description.classes`.
@@ -103,8 +103,8 @@ class VerifiersFile:
     biases: Floats
 
     def score(self, number: int, embedding: Floats) -> float:
-        """Return that an event of class `number` is right, in [0, 1], as a float32 holds it."""
-        # in float64 and for one event: the same whatever else happens at that time
+        """Return the score of an event of class `number`, in [0, 1], rounded to float32."""
+        # in float64 and for one event at a time, so that nothing else affects the result
         logit = float(
             self.weights[number].astype(np.float64) @ embedding.astype(np.float64)
             + self.biases[number]
@@ -113,21 +113,21 @@ class VerifiersFile:
 
     @property
     def digest(self) -> str:
-        """What tells verifiers from others."""
+        """A hash that identifies these verifiers."""
         said = self.description.model_dump_json().encode()
         return hashlib.sha256(said + self.weights.tobytes() + self.biases.tobytes()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write the file; what is there is replaced at once."""
+        """Write the file, replacing an existing one atomically."""
         header = {_DESCRIPTION: json.dumps(self.description.model_dump())}
         replace_file(path, save({"weights": self.weights, "biases": self.biases}, header))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return what a file holds.
+        """Return the content of a file.
 
         Raises:
-            StartupError: there is none, or it is damaged or of another kind.
+            StartupError: it is missing, damaged or of another kind.
         """
         try:
             content = read_bounded(path, MAX_FILE_BYTES)
@@ -165,9 +165,9 @@ def _header(content: bytes) -> str:
 
 
 def event_vector(embedding: Embedding) -> Floats:
-    """Return the numbers that a verifier sees of an event, shape (width,)."""
+    """Return the input of a verifier for an event, shape (width,)."""
     own = embedding.patches[embedding.first : embedding.stop]
-    # one patch after the other: the order of the sum must not depend on the machine's vectors
+    # one patch after the other: the order of summation must not depend on the CPU
     total = np.zeros(own.shape[1], np.float64)
     for patch in own:
         total += patch
@@ -175,10 +175,10 @@ def event_vector(embedding: Embedding) -> Floats:
 
 
 class Verifiers:
-    """Asks the verifiers of a file about events that are about to begin.
+    """Judges events that are about to begin with the verifiers of a file.
 
     Attributes:
-        file: what they were read from.
+        file: the content of the file.
     """
 
     def __init__(self, file: VerifiersFile, labels: Sequence[str], *, is_tag_only: bool) -> None:
@@ -199,7 +199,7 @@ class Verifiers:
         return index in self._numbers
 
     def judge(self, begin: Event, embedding: Embedding) -> Opinion:
-        """Return the opinion of an event that is about to begin."""
+        """Return the opinion on an event that is about to begin."""
         number = self._numbers[begin.index]
         score = self.file.score(number, event_vector(embedding))
         is_withheld = (
@@ -216,10 +216,10 @@ class Verifiers:
 def load_verifiers(
     settings: ModelSettings, checkpoint_hash: str, labels: Sequence[str]
 ) -> Verifiers | None:
-    """Return the verifiers that the settings name; None: they name none.
+    """Return the verifiers named in the settings, or None.
 
     Raises:
-        StartupError: the file is not there, damaged, or of another checkpoint.
+        StartupError: the file is missing, damaged, or of another checkpoint.
     """
     if settings.verifiers is None:
         return None
@@ -232,10 +232,10 @@ def load_verifiers(
 def check_checkpoint(
     description: VerifiersDescription, path: Path, checkpoint_hash: str, labels: Sequence[str]
 ) -> None:
-    """Make sure that verifiers are of this checkpoint.
+    """Check that verifiers belong to this checkpoint.
 
     Raises:
-        StartupError: they are of another one.
+        StartupError: they belong to another one.
     """
     if description.checkpoint != checkpoint_hash:
         raise StartupError(

@@ -227,7 +227,7 @@ class GraphRunner:
             raise StartupError(
                 f"device {self._on.device}: no memory for a batch of {bucket}: {error}"
             ) from error
-        logger.warning("no memory for batches of %d windows, which are left out", bucket)
+        logger.warning("no memory for batches of %d windows: skipped", bucket)
 
     def _graph(self, bucket: int) -> tuple[Graph, Tensor]:
         """Return the graph of a batch size, and its input (bucket, n_frames, n_mels)."""

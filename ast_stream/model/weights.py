@@ -56,8 +56,6 @@ _FOREIGN = {
 }
 # Where training scripts put a model's tensors among other things.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Value = TypeVar("Value")
 

@@ -149,7 +149,7 @@ class Users:
         try:
             self._users = read_users(self.path)
         except StartupError as error:
-            self._log.warning("%s; users are kept as they were", error)
+            self._log.warning("%s; users are unchanged", error)
             return
         self._seen = seen
         logger.info("%s users read from %s", len(self._users), self.path)

@@ -81,7 +81,7 @@ class CheckpointTeacher:
         if unknown:
             more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
             logger.warning(
-                "%s, as a teacher, does not know %s%s: learnt from examples alone",
+                "the teacher %s does not know %s%s: learned from examples only",
                 checkpoint.origin, ", ".join(unknown[:MAX_NAMED]), more,
             )  # fmt: skip
         self.is_taught = torch.zeros(len(labels))

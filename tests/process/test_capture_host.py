@@ -123,7 +123,7 @@ def test_a_recording_that_was_read_to_its_end_does_not_begin_again_after_a_kill(
         process.terminate(signal.SIGKILL)
         process.start()
         process.wait_for(lambda reply: reply.block.epoch != before)
-        assert "capture short: not begun again: the source came to its end" in process.log
+        assert "capture short: not started again: the source has already ended" in process.log
         assert not (process.folder / "ring.short.sock").exists()
         reload(process, lambda streams: [*streams[:1], {**streams[1], "ring_s": 61.0}])
         process.read_all(stream="short")  # what was changed is another source
@@ -169,7 +169,7 @@ def test_a_stream_whose_ring_is_still_another_process_waits_and_the_others_begin
         process.wait_for_state("listening", "taken")
         process.start()
         process.wait_for_state("listening")
-        wait_for(lambda: "capture taken: cannot begin yet: " in process.log, process)
+        wait_for(lambda: "capture taken: cannot start yet: " in process.log, process)
         holder.terminate()
         assert holder.wait(LIMIT_S) == 0
         process.wait_for_state("listening", "taken")
@@ -279,7 +279,7 @@ def test_a_stream_whose_source_hangs_or_crashes_begins_again_beside_others(
             stop.set()
             thread.join()
     said = "the source does not return" if kind == "hangs" else "a bug"
-    assert f"{said}; the stream begins again in 0.05 s" in caplog.text
+    assert f"{said}; the stream restarts in 0.05 s" in caplog.text
 
 
 def test_bench_tells_what_each_stream_of_a_process_takes() -> None:

@@ -162,7 +162,7 @@ def test_recording_that_has_ended_stays_over_when_the_process_of_all_sources_is_
     (first,) = run.wait_for(r"run: capture started pid=(\d+)")
     os.kill(int(first[1]), signal.SIGKILL)
     run.wait_for("capture scene: capturing", count=2)
-    run.wait_for("capture short: not begun again: the source came to its end before")
+    run.wait_for("capture short: not started again: the source has already ended")
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 0
     assert not list((socket_dir / "run").glob("ended.*"))

@@ -388,7 +388,9 @@ class RingServer:
             return RingRefusal.wrong_epoch(self._epoch, *held).to(request).encode()
         is_empty = request.start is not None and request.start == request.stop
         if not is_empty and not self._is_trusted(client):
-            self._log.warning("read refused: the client may query the state of the stream, but not its audio")
+            self._log.warning(
+                "read refused: the client may query the state of the stream, but not its audio"
+            )
             self._note(client, request, None)
             return RingRefusal.not_allowed().to(request).encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}

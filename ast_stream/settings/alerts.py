@@ -27,7 +27,7 @@ _TOPIC = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
 
 
 class RateLimit(Section):
-    """At most `max` deliveries in any `per_s` seconds; more wait until they expire."""
+    """At most `max` deliveries in any `per_s` seconds; others wait, until they expire."""
 
     max: int = Field(default=30, ge=1, le=1_000_000, description="deliveries")
     per_s: PositiveSeconds = Field(default=60.0, description="length of the sliding window")
@@ -191,7 +191,8 @@ class AlertSettings(Section):
     """Alert rules and where alerts go; read by the alerts process."""
 
     rules: list[str] = Field(
-        default_factory=list, description="rule files, beside the configuration if relative"
+        default_factory=list,
+        description="rule files; relative paths begin at the configuration file",
     )
     actions: dict[str, Action] = Field(default_factory=dict)
     allow_exec: bool = Field(default=False, description="actions of type command may run")

@@ -23,24 +23,26 @@ class ClassSettings(Section):
 
     enabled: bool | None = Field(
         default=None,
-        description="whether the class makes events; null: unless the checkpoint leaves it off",
+        description="whether the class is reported; null: unless the checkpoint has it off",
     )
     onset_threshold: Threshold | None = Field(
         default=None, description="score at which an event may begin"
     )
     confirm_s: Seconds | None = Field(
-        default=None, description="span in which 60 % of windows must agree"
+        default=None, description="time span in which 60 % of the windows must agree"
     )
     smoothing_s: SmoothingSeconds | None = Field(
-        default=None, description="time constant over which scores are averaged"
+        default=None, description="time constant of the moving average of scores"
     )
     hold_s: Seconds | None = Field(
         default=None, description="quiet time after which an event has ended"
     )
-    min_duration_s: Seconds | None = Field(default=None, description="shorter sounds make no event")
+    min_duration_s: Seconds | None = Field(
+        default=None, description="shorter sounds are not reported"
+    )
     refractory_s: Seconds | None = Field(default=None, description="pause after an event")
     max_duration_s: PositiveSeconds | None = Field(
-        default=None, description="longer events are cut"
+        default=None, description="longer events are ended"
     )
 
 
@@ -52,22 +54,22 @@ class DetectionDefaults(Section):
     )
     confirm_s: Seconds | None = Field(
         default=None,
-        description="span in which 60 % of windows must agree, or of frames where these decide; "
-        "null: from the checkpoint, 0.75 where it has none, 0.3 for frames",
+        description="time span in which 60 % of the windows (or frames, if these decide) must "
+        "agree; null: from the checkpoint, else 0.75, or 0.3 for frames",
     )
     smoothing_s: SmoothingSeconds | None = Field(
         default=None,
-        description="time constant over which scores are averaged, 0 for none; null: from the "
+        description="time constant of the moving average of scores, 0 for none; null: from the "
         "checkpoint",
     )
     hold_s: Seconds | None = Field(
         default=None,
-        description="quiet time after which an event has ended; null: from the checkpoint, 0.75 "
-        "where it has none",
+        description="quiet time after which an event has ended; null: from the checkpoint, else "
+        "0.75",
     )
-    min_duration_s: Seconds = Field(default=0.0, description="shorter sounds make no event")
+    min_duration_s: Seconds = Field(default=0.0, description="shorter sounds are not reported")
     refractory_s: Seconds = Field(default=0.0, description="pause after an event of the same class")
-    max_duration_s: PositiveSeconds = Field(default=600.0, description="longer events are cut")
+    max_duration_s: PositiveSeconds = Field(default=600.0, description="longer events are ended")
 
 
 class DetectionSettings(Section):

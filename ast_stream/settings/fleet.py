@@ -35,27 +35,27 @@ class ModelsSettings(Section):
 
     follow: bool = Field(
         default=False,
-        description="use the model that `ast-stream fleet rollout` chooses, once it has been "
-        "checked here; false: always that of `model.checkpoint`",
+        description="use the model chosen by `ast-stream fleet rollout` after checking it; false: "
+        "always use `model.checkpoint`",
     )
     output: str | None = Field(
         default=None,
-        description="name of the output in `forward`, of type nats, whose servers say which and "
-        "have it; null: the first",
+        description="name of the nats output in `forward` from whose servers models come; null: the"
+        " first",
     )
 
 
 class FleetSettings(Section):
-    """Which box of which site this is, wherever messages of several boxes meet."""
+    """The identity of this box among several boxes."""
 
     site: FleetName = Field(default="home", description="the place; several boxes may share it")
     box: FleetName | None = Field(
         default=None,
-        description="this box, by a name that no other box of the site has; null: its host name",
+        description="name of this box, unique at its site; null: its host name",
     )
     ntp: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
         default=None,
-        description="time server that the clock of this box is compared with, host or host:port; "
+        description="time server with which the clock of this box is compared, host or host:port; "
         "null: none",
     )
     models: ModelsSettings = ModelsSettings()

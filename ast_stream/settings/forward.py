@@ -32,26 +32,25 @@ Token = Annotated[str, Field(pattern=_TOKEN)]
 class OutputSection(Section):
     """What outputs of all types have."""
 
-    name: str = Field(description="of this output, in the log, in status and of its position file")
+    name: str = Field(
+        description="name of this output in the log, in status and of its position file"
+    )
     kinds: list[Kind] = Field(
         default_factory=lambda: list(KINDS), min_length=1, description="what is sent"
     )
     updates: bool = Field(
         default=True,
-        description="send the updates of events that go on, too, of which there may be one a "
-        "second, and not only begin and end",
+        description="also send updates of events, up to one a second, not only begin and end",
     )
-    prefix: Token = Field(
-        default="ast_stream", description="what all subjects or topics begin with"
-    )
+    prefix: Token = Field(default="ast_stream", description="prefix of all subjects or topics")
     max_unconfirmed: int = Field(
         default=256,
         ge=1,
         le=_MAX_UNCONFIRMED,
-        description="messages that may be on their way before the broker has confirmed one",
+        description="maximum number of unconfirmed messages",
     )
     timeout_s: Patience = Field(
-        default=10.0, description="for a connection, and for the broker to confirm"
+        default=10.0, description="for connecting, and for the broker's confirmation"
     )
 
     @field_validator("name")
@@ -88,13 +87,13 @@ class OutputSection(Section):
 
 
 class NatsAccess(Section):
-    """How to connect to NATS servers: addresses, one proof of who we are, TLS."""
+    """How to connect to NATS servers: addresses, one way to log in, TLS."""
 
     servers: list[str] = Field(
         min_length=1,
         max_length=32,
-        description="nats://host:port or tls://host:port, without user and password; of several "
-        "of one cluster any is used",
+        description="nats://host:port or tls://host:port, without user and password; several "
+        "servers of one cluster are alternatives",
     )
     username: str | None = Field(default=None, description="null: no user name")
     password_file: FilePath | None = Field(default=None, description="file with the password")
@@ -112,7 +111,8 @@ class NatsAccess(Section):
         default=None, description="file with a user's JWT and seed, as `nsc` writes it (.creds)"
     )
     tls: bool = Field(
-        default=False, description="refuse servers without TLS; tls:// addresses mean the same"
+        default=False,
+        description="refuse servers without TLS; tls:// addresses have the same effect",
     )
     ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
     cert_file: FilePath | None = Field(
@@ -161,20 +161,25 @@ class NatsAccess(Section):
 
 
 class JetStreamLimits(Section):
-    """Limits of the stream, if it is not there and made by this program."""
+    """Limits of the stream, if this program creates it."""
 
     max_gib: float = Field(
-        default=10.0, gt=0, le=1_000_000, description="of all boxes; the oldest messages go first"
+        default=10.0,
+        gt=0,
+        le=1_000_000,
+        description="of all boxes; the oldest messages are deleted first",
     )
     max_days: float | None = Field(
-        default=365.0, gt=0, le=36_500, description="then messages are deleted; null: never"
+        default=365.0, gt=0, le=36_500, description="after which messages are deleted; null: never"
     )
-    replicas: int = Field(default=1, ge=1, le=5, description="of a cluster: servers that have it")
+    replicas: int = Field(
+        default=1, ge=1, le=5, description="of a cluster: number of servers that store the stream"
+    )
     duplicates_s: float = Field(
         default=600.0,
         ge=1,
         le=86_400,
-        description="for which the server drops what it gets twice",
+        description="window in which the server drops duplicates",
     )
 
 
@@ -183,7 +188,7 @@ class NatsOutput(OutputSection, NatsAccess):
 
     type: Literal["nats"]
     stream: Token = Field(
-        default="AST_STREAM", description="of JetStream; it has the messages of all boxes"
+        default="AST_STREAM", description="JetStream stream with the messages of all boxes"
     )
     bucket: Token = Field(
         default="ast_stream_boxes",
@@ -193,10 +198,10 @@ class NatsOutput(OutputSection, NatsAccess):
         default=None, description="JetStream domain, such as that of a leaf node; null: of the hub"
     )
     create: bool = Field(
-        default=True, description="make the stream and the bucket if they are not there"
+        default=True, description="create the stream and the bucket if they do not exist"
     )
     limits: JetStreamLimits = Field(
-        default=JetStreamLimits(), description="of the stream, where this program makes it"
+        default=JetStreamLimits(), description="of the stream, if this program creates it"
     )
 
     @property
@@ -241,25 +246,26 @@ class MqttOutput(OutputSection, MqttBroker):
     )
     client_id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None,
-        description="that no other client of the broker has; null: of prefix, site, box and name",
+        description="client id, unique at the broker; null: made of prefix, site, box and name",
     )
     without_subscriber: Literal["wait", "drop"] = Field(
         default="wait",
-        description="what becomes of messages that nobody at the broker has subscribed to, which "
-        "it would not keep: wait on this box until somebody has; drop: they are not sent again",
+        description="messages without a subscriber at the broker, which would not keep them. wait: "
+        "keep them on this box until there is one; drop: do not send them again",
     )
     resend_s: float = Field(
         default=60.0,
         ge=0,
         le=3600,
-        description="what was confirmed so long ago a broker has saved, even if it is killed: "
-        "longer than it takes to save. What is younger is sent again if the broker has lost it",
+        description="longer than the broker takes to save confirmed messages to disk; messages "
+        "confirmed more recently are sent again if a killed broker has lost them",
     )
     offline_after_s: float = Field(
         default=15.0,
         ge=0,
         le=86_400,
-        description="after which without a connection the broker says that this box is offline",
+        description="without a connection for this long, the broker publishes that this box is "
+        "offline",
     )
 
     @model_validator(mode="after")

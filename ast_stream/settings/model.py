@@ -26,38 +26,40 @@ def _checkpoint(checkpoint: str, info: ValidationInfo) -> str:
 
 
 class CascadeSettings(Section):
-    """A small model scores every window, `model.checkpoint` only those that give a reason.
+    """A small model scores every window; `model.checkpoint` scores those that have a reason.
 
-    A reason: the small model finds a class likely enough, the sound grows louder in some band, an
-    event is open or may be confirmed, a stream begins, or it is time again.
+    Reasons: the small model finds a class likely, the sound becomes louder in some bands, an event
+    is open or may be confirmed, the stream starts, or `every_s` has passed.
     """
 
     checkpoint: str = Field(
-        description="the small model: a directory, a .pth file or a hub id; of its classes those "
-        "count that model.checkpoint has, too"
+        description="the small model: a directory, a .pth file or a hub id; only classes that "
+        "model.checkpoint also has count"
     )
     ask_ratio: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="a class is a reason from this ratio of the small model's onset threshold on",
+        description="a class is a reason if its score is at least this ratio of the small model's "
+        "onset threshold",
     )
     change_db: float | None = Field(
         default=6.0,
         gt=0,
         le=100,
-        description="a window gives a reason if bands of its newest hop are louder by this than in "
-        "all its other hops; null: it does not",
+        description="bands of the newest hop that are louder by this than in all other hops of the "
+        "window are a reason; null: they are not",
     )
     every_s: PositiveSeconds | None = Field(
-        default=30.0, description="without a reason, one window is scored this often; null: none"
+        default=30.0,
+        description="without any other reason, one window is scored this often; null: none",
     )
 
     steady_hops: int = Field(
         default=1,
         ge=1,
         le=8,
-        description="while events are open and steady, and nothing else gives a reason, one of so "
+        description="while all open events are steady and nothing else is a reason, one in this "
         "many windows is scored",
     )
 
@@ -65,9 +67,9 @@ class CascadeSettings(Section):
 
 
 class VerifierSettings(Section):
-    """Second opinions of events that are about to begin, learnt from verdicts of people."""
+    """Second opinions on events that are about to begin, learned from people's verdicts."""
 
-    file: str = Field(description="what `ast-stream review fit` wrote, for this checkpoint")
+    file: str = Field(description="file written by `ast-stream review fit` for this checkpoint")
     action: Literal["drop", "tag"] = Field(
         default="drop",
         description="drop: events that their verifier rejects do not begin; tag: all begin, with "
@@ -81,7 +83,7 @@ class VerifierSettings(Section):
 
 
 class ModelSettings(Section):
-    """Which checkpoint, on what, how precisely, how often."""
+    """Which checkpoint scores, on which device, at which precision and hop."""
 
     checkpoint: str = Field(
         default="bundled", description="bundled, a directory, a .pth file or a hub id"
@@ -90,7 +92,7 @@ class ModelSettings(Section):
         default=None, description="a small model that scores all windows first; null: none"
     )
     verifiers: VerifierSettings | None = Field(
-        default=None, description="second opinions learnt from verdicts; null: none"
+        default=None, description="second opinions learned from verdicts; null: none"
     )
     device: str = Field(
         default="auto",
@@ -103,7 +105,8 @@ class ModelSettings(Section):
     )
     window_s: WindowSeconds | None = Field(
         default=None,
-        description="null: as the checkpoint was trained; shorter is cut from the centre",
+        description="length of a window; null: as trained; shorter windows use the centre of the "
+        "position embeddings",
     )
     hop_s: WindowSeconds = Field(default=0.5, description="a window is scored this often")
     min_context_s: WindowSeconds | None = Field(

@@ -30,10 +30,10 @@ class PoolMemberSettings(Section):
     )
     query: str | None = Field(
         default=None,
-        description="endpoint of its transport.query, for them: what was missed, and sound",
+        description="endpoint of its transport.query, for missed messages and audio",
     )
     key: FilePath | None = Field(default=None, description="its public key; null: none is needed")
-    weight: float = Field(default=1.0, gt=0, le=1e9, description="its part of the streams")
+    weight: float = Field(default=1.0, gt=0, le=1e9, description="its relative number of streams")
 
     @field_validator("audio", "rings", "feed", "query")
     @classmethod
@@ -44,23 +44,23 @@ class PoolMemberSettings(Section):
 class PoolSettings(Section):
     """Workers that share the streams of many capture boxes, and take over from each other."""
 
-    name: FleetName = Field(description="of the pool: all its workers and boxes have the same")
+    name: FleetName = Field(description="name of the pool, the same for all its workers and boxes")
     nats: NatsAccess | None = Field(
         default=None,
-        description="NATS servers with JetStream, where the workers say that they are there, in "
-        "the bucket ast_stream_pool_<name>; null: members are listed here",
+        description="NATS servers with JetStream, where workers register in the bucket "
+        "ast_stream_pool_<name>; null: `members` lists them",
     )
     members: list[PoolMemberSettings] = Field(
         default_factory=list,
         max_length=MAX_MEMBERS,
-        description="a fixed list of workers instead: streams are shared alike, and wait for a "
-        "worker that is gone",
+        description="a fixed list of workers instead: streams are distributed in the same way, but "
+        "wait for a worker that is gone",
     )
     keys: list[FilePath] = Field(
         default_factory=list,
         max_length=MAX_MEMBERS,
-        description="public keys that workers may have, files or folders of .key files: audio "
-        "goes to nobody else, whatever the bucket says",
+        description="public keys of workers, as files or folders of .key files: audio is sent to no"
+        " other key, whatever the bucket says",
     )
     member: FleetName | None = Field(
         default=None, description="name of this worker in the pool; null: fleet.box, or its host"
@@ -74,22 +74,22 @@ class PoolSettings(Section):
         default=None,
         gt=0,
         le=1e9,
-        description="part of the streams of this worker; null: model.max_streams",
+        description="relative number of streams for this worker; null: model.max_streams",
     )
     dead_s: float = Field(
         default=5.0,
         ge=2,
         le=120,
-        description="a worker that has not renewed its entry for so long is dead",
+        description="a worker that has not renewed its entry for this long counts as dead",
     )
     record_s: float = Field(
         default=10.0,
         ge=1,
         le=60,
-        description="how often a worker gives the state of a stream to its capture process; the "
-        "worker after it starts from there, by audio of the ring",
+        description="how often a worker sends the state of a stream to its capture process, from "
+        "which the next worker continues with the audio in the ring",
     )
-    create: bool = Field(default=True, description="make the bucket if it is not there")
+    create: bool = Field(default=True, description="create the bucket if it does not exist")
 
     @property
     def bucket(self) -> str:

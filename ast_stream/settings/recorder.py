@@ -20,7 +20,7 @@ Roll = Annotated[float, Field(ge=0, le=MAX_ROLL_S)]
 
 
 class ClipPolicy(Section):
-    """Which events it is about, and when they get a clip; of several the first that fits counts."""
+    """Which events get a clip; the first policy that matches an event applies."""
 
     classes: Literal["all"] | Names = Field(
         default=ALL, description="all, or a list of labels or their slugs"
@@ -30,22 +30,22 @@ class ClipPolicy(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="it is about events whose highest score is this or more",
+        description="matches events whose highest score is at least this",
     )
     when: Literal["event", "alert", "best", "never"] = Field(
         default="event",
-        description="event: each has a clip; alert: those that an alert names; best: of those, "
-        "where the rule has `same_sound`, only the one that was heard best; never: none",
+        description="event: each event has a clip; alert: those named in an alert; best: as alert, "
+        "but of a rule with `same_sound` only the best event; never: none",
     )
     pre_s: Roll = Field(default=3.0, description="seconds of the clip before the onset")
     post_s: Roll = Field(default=3.0, description="seconds of the clip after the offset")
 
 
 class HistorySettings(Section):
-    """What is remembered besides events, gaps, alerts and clips."""
+    """What is stored besides events, gaps, alerts and clips."""
 
     scores: bool = Field(
-        default=True, description="the scores of all classes, to try other thresholds on them later"
+        default=True, description="the scores of all classes, for trying other thresholds later"
     )
 
 
@@ -53,26 +53,26 @@ class RecorderSettings(Section):
     """The process that keeps clips of events, and the history."""
 
     clips: list[ClipPolicy] = Field(
-        default=[ClipPolicy()], description="the first that fits an event counts; []: no clips"
+        default=[ClipPolicy()], description="the first that matches an event applies; []: no clips"
     )
     format: ClipFormat = Field(
-        default="flac", description="flac: the very samples; opus: a twentieth of their size"
+        default="flac", description="flac: the exact samples; opus: a twentieth of the size"
     )
     max_clip_s: float = Field(
         default=30.0,
         ge=5,
         le=MAX_CLIP_S,
-        description="longer events are cut into parts; of one that is longer than 30 s a restart "
-        "of the recorder may cost the beginning",
+        description="longer events are cut into parts; above 30 s, a restart of the recorder may "
+        "lose the beginning of a part",
     )
     alert_wait_s: float = Field(
         default=600.0,
         ge=10,
         le=86_400,
-        description="for how long after its end an event may still be named by an alert",
+        description="how long after its end an event may still be named by an alert",
     )
     history: HistorySettings = Field(
-        default=HistorySettings(), description="what is remembered beside the clips"
+        default=HistorySettings(), description="what is stored besides the clips"
     )
 
     @property
@@ -81,7 +81,7 @@ class RecorderSettings(Section):
         return any(policy.when != "never" for policy in self.clips)
 
     def misfits(self, streams: Sequence[str] | None) -> Iterator[Misfit]:
-        """Yield names of streams that there are not; None: all there are is not known."""
+        """Yield names of unknown streams; None: the streams are not known here."""
         if streams is None:
             return
         for index, policy in enumerate(self.clips):

@@ -19,25 +19,25 @@ class EventRetention(Section):
     """Events and gaps, as they were published."""
 
     max_mib: int = Field(default=64, ge=8, le=MAX_MIB, description="MiB on disk")
-    max_days: Days | None = Field(default=None, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=None, description="days; null: no limit but `max_mib`")
 
 
 class CoverageRetention(Section):
     """What was listened to and what was not."""
 
     max_mib: int = Field(default=64, ge=2, le=MAX_MIB, description="MiB on disk")
-    max_days: Days | None = Field(default=None, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=None, description="days; null: no limit but `max_mib`")
 
 
 class AuditRetention(Section):
     """Who asked for audio."""
 
     max_mib: int = Field(default=16, ge=4, le=MAX_MIB, description="MiB on disk, of each process")
-    max_days: Days | None = Field(default=90.0, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=90.0, description="days; null: no limit but `max_mib`")
 
 
 class AlertRetention(Section):
-    """Alerts and deliveries that are over."""
+    """Ended alerts and deliveries."""
 
     max_mib: int = Field(default=256, ge=16, le=MAX_MIB, description="MiB of the database")
     max_days: Days = Field(default=30.0, description="days")
@@ -47,15 +47,15 @@ class ClipRetention(Section):
     """The sound of events."""
 
     max_mib: int = Field(default=2048, ge=1, le=MAX_MIB, description="MiB on disk")
-    max_days: Days | None = Field(default=30.0, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=30.0, description="days; null: no limit but `max_mib`")
     keep_best: int = Field(
         default=20,
         ge=0,
         le=10_000,
-        description="clips of each class, those with the highest scores, that make room last",
+        description="clips per class with the highest scores, which are deleted last",
     )
     min_free_mib: int = Field(
-        default=512, ge=0, le=MAX_MIB, description="MiB that clips leave free on their disk"
+        default=512, ge=0, le=MAX_MIB, description="MiB that clips must leave free on their disk"
     )
 
 
@@ -63,14 +63,14 @@ class HistoryRetention(Section):
     """Events, gaps, alerts and verdicts in the history."""
 
     max_mib: int = Field(default=512, ge=64, le=MAX_MIB, description="MiB of the database")
-    max_days: Days | None = Field(default=365.0, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=365.0, description="days; null: no limit but `max_mib`")
 
 
 class ScoreRetention(Section):
     """The scores of all classes."""
 
     max_mib: int = Field(default=1024, ge=8, le=MAX_MIB, description="MiB on disk")
-    max_days: Days | None = Field(default=30.0, description="days; null: until `max_mib` are full")
+    max_days: Days | None = Field(default=30.0, description="days; null: no limit but `max_mib`")
 
 
 class RetentionSettings(Section):

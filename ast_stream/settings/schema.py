@@ -102,7 +102,7 @@ class LoggingSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Prometheus endpoints, one for each process, at ports that follow each other."""
+    """Prometheus endpoints, one for each process, at consecutive ports."""
 
     listen: HostPort | None = Field(
         default=None,
@@ -129,9 +129,9 @@ class Settings(Section):
     durability: Durability = Field(
         default=EACH_EVENT,
         description="when the event log is synced to disk. each event: before an event is sent, so "
-        "that a power cut loses nothing that was sent; a time, e.g. 1 s: before the begin of an "
-        "event is sent, so that it gets its end, and that often: a power cut may lose updates, "
-        "ends and gaps since",
+        "that a power cut loses no sent message; a time, e.g. 1 s: before the begin of "
+        "an event is sent, so that the event gets its end, and at least this often; a "
+        "power cut may lose later updates, ends and gaps",
     )
     streams: list[StreamSettings] = Field(
         default_factory=list,
@@ -143,8 +143,8 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     privacy: PrivacyMode = Field(
         default="off",
-        description="who may get audio. off: every client with the right `audio`; speech: the "
-        "same, with stretches that may contain speech silenced; sensor: nobody",
+        description="who may get audio. off: every client with the right `audio`; speech: the same,"
+        " but anything that may be speech is silenced; sensor: nobody",
     )
     recorder: RecorderSettings | None = Field(
         default=None, description="clips of events, and a history of them; null: nothing is kept"
@@ -162,7 +162,7 @@ class Settings(Section):
     forward: list[ForwardOutput] = Field(
         default_factory=list,
         max_length=16,
-        description="brokers that events, gaps, alerts, coverage and health are sent to; empty: "
+        description="brokers to which events, gaps, alerts, coverage and health are sent; empty: "
         "nothing leaves this box",
     )
     workers: dict[str, WorkerSettings] = Field(

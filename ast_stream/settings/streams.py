@@ -111,9 +111,9 @@ class FileSource(SourceSection):
     """A recording: wav, flac, ogg, mp3; with the extra `url` also m4a, mp4, webm and more."""
 
     type: Literal["file"]
-    path: FilePath = Field(description="relative ones begin at the configuration file")
+    path: FilePath = Field(description="relative paths begin at the configuration file")
     pace: Literal["realtime", "fast"] = Field(
-        default="realtime", description="real time, or as fast as the worker takes it"
+        default="realtime", description="real time, or as fast as the worker scores it"
     )
     loop: bool = Field(default=False, description="start again at the end")
     channel: Channel = "mix"
@@ -147,13 +147,14 @@ class UrlSource(SourceSection):
     """A network stream, decoded by FFmpeg's libraries (needs the extra `url`)."""
 
     type: Literal["url"]
-    url: str = Field(description="rtsp://, http:// or what else FFmpeg opens")
+    url: str = Field(description="rtsp://, http:// or any other URL that FFmpeg opens")
     options: dict[str, str] = Field(
         default_factory=dict, description="FFmpeg options, e.g. rtsp_transport: tcp"
     )
     open_timeout_s: Patience = Field(default=10.0, description="for the connection")
     read_timeout_s: Patience = Field(
-        default=4.0, description="lost when no sound comes for that long, even if video does"
+        default=4.0,
+        description="without sound for this long the stream is lost, even if video arrives",
     )
     channel: Channel = "mix"
 
@@ -233,7 +234,7 @@ class SceneSource(SourceSection):
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="which scene")
     duration_s: float = Field(default=40.0, ge=5, le=86400, description="length of the scene")
     pace: Literal["realtime", "fast"] = Field(
-        default="realtime", description="real time, or as fast as the worker takes it"
+        default="realtime", description="real time, or as fast as the worker scores it"
     )
     block_s: float = Field(
         default=0.1, ge=0.01, le=1.0, description="length of one block, in seconds of audio"
@@ -256,12 +257,12 @@ Source = Annotated[
 
 
 class WireSettings(Section):
-    """How the sound of a stream goes from its capture process to a worker."""
+    """How the audio of a stream is sent from its capture process to a worker."""
 
     codec: Literal["pcm", "opus"] = Field(
         default="pcm",
-        description="pcm: as it is, 256 kbit/s; opus: coded, for a worker on another box (needs "
-        "the extra `url` on both)",
+        description="pcm: uncompressed, 256 kbit/s; opus: compressed, for a worker on another box "
+        "(needs the extra `url` on both)",
     )
     bit_rate: int = Field(
         default=32_000,
@@ -273,8 +274,8 @@ class WireSettings(Section):
         default=0.1,
         ge=0.02,
         le=1.0,
-        description="of opus: audio that is sent at once, about; headers cost as much as 24 kbit/s "
-        "at 0.1, a fifth of that at 0.5",
+        description="of opus: approximate length of a block; headers take 24 kbit/s at 0.1, a fifth"
+        " of that at 0.5",
     )
 
     def problem(self) -> tuple[str, str] | None:
@@ -294,13 +295,13 @@ class StreamSettings(Section):
         default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
     )
     wire: WireSettings = Field(
-        default=WireSettings(), description="the codec of its audio on the way to the worker"
+        default=WireSettings(), description="codec of its audio on the way to the worker"
     )
     calibration_db: float | None = Field(
         default=None,
         ge=-50,
         le=250,
-        description="sound pressure level of full scale, dB re 20 µPa: what is added to dBFS; "
+        description="sound pressure level of full scale, dB re 20 µPa, which is added to dBFS; "
         "null: sound levels are not calibrated",
     )
 

@@ -14,7 +14,7 @@ _ENDPOINTS = ("audio", "rings", "feed", "query", "admin")
 
 
 class CurveSettings(Section):
-    """Keys of tcp endpoints, as `ast-stream keys create` makes them; ipc needs none."""
+    """Keys of tcp endpoints, made by `ast-stream keys create`; ipc needs none."""
 
     server_secret: FilePath | None = Field(
         default=None,
@@ -27,12 +27,12 @@ class CurveSettings(Section):
     )
     client_secret: FilePath | None = Field(
         default=None,
-        description="secret key of what connects: capture, alerts, status, subscribe; null: "
-        "nothing connects over tcp",
+        description="secret key of clients: capture, alerts, status, subscribe; null: nothing "
+        "connects over tcp",
     )
     allow_list: FilePath = Field(
         default=DEFAULT_ALLOW_LIST,
-        description="keys that the worker allows, and what each may do; read again when it changes",
+        description="keys that the worker allows, with their rights; reread when it changes",
     )
 
 
@@ -43,13 +43,13 @@ class TransportSettings(Section):
     rings: str | None = Field(
         default=None,
         description="where capture processes of other boxes connect, so that the worker can read "
-        "their rings: nothing that they still hold is lost; null: rings of this box alone",
+        "their rings after a loss; null: only rings of this box",
     )
     feed: str | None = None
     query: str | None = None
     admin: str | None = Field(
         default=None,
-        description="of the alerts process, for ack, snooze and the outbox commands",
+        description="endpoint of the alerts process for ack, snooze and the outbox commands",
     )
     curve: CurveSettings | None = Field(
         default=None, description="keys of tcp endpoints; null: tcp on loopback only, without keys"

@@ -40,8 +40,8 @@ class BehindProxy(Section):
     )
     user_header: Annotated[str, Field(pattern=_HEADER)] | None = Field(
         default=None,
-        description="header in which the proxy names the user whom it has logged in; null: users "
-        "log in to the page",
+        description="header with the user whom the proxy has logged in; null: users log in to the "
+        "page",
     )
 
 
@@ -56,8 +56,8 @@ class WebSettings(Section):
     hosts: list[str] = Field(
         default_factory=list,
         max_length=64,
-        description="names by which browsers reach the page, beside its address and localhost; "
-        "requests for other names are refused",
+        description="host names of the page, besides its address and localhost; requests for other "
+        "names are refused",
     )
     certificate: FilePath | None = Field(
         default=None, description="PEM file with the certificate and its chain; null: no TLS"
@@ -67,23 +67,23 @@ class WebSettings(Section):
     )
     users_file: FilePath | None = Field(
         default=None,
-        description="who may log in, as `ast-stream users` writes it; null: web/users.json in "
+        description="users who may log in, written by `ast-stream users`; null: web/users.json in "
         "state_dir",
     )
     without_login: list[Scope] = Field(
         default_factory=lambda: list(SCOPES),
         max_length=len(SCOPES),
-        description="what whoever can connect may do on loopback, without TLS and proxy; empty: "
-        "login is needed there, too",
+        description="scopes without a login, on loopback without TLS and proxy; empty: a login is "
+        "required there, too",
     )
     behind_proxy: BehindProxy | None = Field(
-        default=None, description="a reverse proxy in front; null: browsers connect to the page"
+        default=None, description="a reverse proxy in front; null: browsers connect directly"
     )
     idle_h: Hours = Field(
-        default=DEFAULT_IDLE_H, description="hours without a request after which a login is over"
+        default=DEFAULT_IDLE_H, description="hours without a request after which a login ends"
     )
     session_h: Hours = Field(
-        default=DEFAULT_SESSION_H, description="hours after which a login is over in any case"
+        default=DEFAULT_SESSION_H, description="hours after which a login ends in any case"
     )
 
     @field_validator("hosts")

@@ -214,7 +214,9 @@ class StandardInput:
                 self._raise_cut_short(pcm_format, whole)
             if self.n_bytes_dropped:
                 logger.warning(
-                    "%s ended in the middle of a sample: %d bytes dropped", _WHERE, self.n_bytes_dropped
+                    "%s ended in the middle of a sample: %d bytes dropped",
+                    _WHERE,
+                    self.n_bytes_dropped,
                 )
         elif whole == 0:
             return None

@@ -80,7 +80,7 @@ def test_clips_that_are_not_there_are_counted_and_named(
     with caplog.at_level(logging.WARNING):
         assert len(read_clips(segments)) == 1
     (record,) = caplog.records
-    assert "3 of 4 clips are not there and are left out" in record.getMessage()
+    assert "3 of 4 clips are missing and are skipped" in record.getMessage()
     assert "--4gqARaEJE, _with_bars-1, ZZZZZZZZZZZ" in record.getMessage()
 
 

@@ -16,7 +16,7 @@ from ast_stream.feed import FeedMessage, Subscriber
 SCRIPT = Path(__file__).parents[1] / "support" / "feed_worker.py"
 ROOT = SCRIPT.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-LONG_S = 30.0  # only a failing test waits as long
+LONG_S = 120.0  # only a failing test waits as long
 DISCONNECTED_AFTER_S = 3.0  # by the heartbeat of the publisher, with time to spare
 
 

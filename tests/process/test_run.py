@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_model import save_tiny
 
-LIMIT_S = 60
+LIMIT_S = 120
 RULES = "groups: [{name: g, rules: [{alert: any, match: {}, actions: [phone]}]}]\n"
 ENDLESS = "{type: scene, duration_s: 86400}"
 

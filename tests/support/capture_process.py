@@ -27,7 +27,7 @@ from ast_stream.messages.audio import (
 )
 from ast_stream.transport.sockets import Listener, Socket, Sockets
 
-LIMIT_S = 30.0  # until a wait is given up: far beyond what a loaded machine needs
+LIMIT_S = 120.0  # until a wait is given up: far beyond what a loaded machine needs
 STREAM = "porch"
 
 

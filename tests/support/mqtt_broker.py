@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from ports import free_ports
 from server_process import ServerProcess
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ANYBODY = "allow_anonymous true"
 MOSQUITTO_PASSWD = shutil.which("mosquitto_passwd")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")

@@ -26,7 +26,7 @@ from ast_stream.privacy.page_users import User, changing_users
 from ast_stream.settings.web import Scope
 
 PASSWORD = "correct horse battery"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 START_S = 60.0
 _TOKEN = re.compile(r'<meta name="csrf-token" content="(\w+)">')
 

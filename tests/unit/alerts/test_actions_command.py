@@ -68,7 +68,7 @@ def is_running(pid: int) -> bool:
 
 
 def gone(pid: int) -> bool:
-    for _ in range(500):
+    for _ in range(6000):
         if not is_running(pid):
             return True
         time.sleep(0.01)
@@ -78,8 +78,8 @@ def gone(pid: int) -> bool:
 def test_program_that_runs_too_long_is_killed_with_all_it_has_started(tmp_path: Path) -> None:
     out = tmp_path / "pid"
     script = 'sleep 60 & echo $! > "$1"; trap "" TERM; wait'
-    outcome = shell(script, str(out), timeout_s=0.5).deliver(notification())
-    assert outcome == Failed("ran longer than 0.5 s and was killed")
+    outcome = shell(script, str(out), timeout_s=2.0).deliver(notification())
+    assert outcome == Failed("ran longer than 2 s and was killed")
     assert gone(int(out.read_text()))
 
 

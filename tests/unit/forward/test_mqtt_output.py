@@ -137,6 +137,7 @@ def test_message_that_the_broker_can_never_take_is_named(tmp_path: Path) -> None
 def test_broker_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     with forwarder(broker, is_reached=False, timeout_s=0.5) as output:
+        wait_for(lambda: "refused" in (output.error or ""), "the first try")
         with pytest.raises(OutputError) as error:
             output.send([outgoing(1)])
         assert str(error.value) == f"output centre: 127.0.0.1:{broker.port}: Connection refused"
@@ -178,7 +179,7 @@ def test_broker_that_refuses_says_why(tmp_path: Path, password: str | None) -> N
         mqtt_broker(tmp_path, *lines) as broker,
         forwarder(broker, is_reached=False, timeout_s=0.5, **login) as output,
     ):
-        wait_for(lambda: output.error is not None, "the refusal")
+        wait_for(lambda: expected in (output.error or ""), "the refusal")  # no connection before
         with pytest.raises(OutputError, match=expected):
             output.send([outgoing(1)])
 

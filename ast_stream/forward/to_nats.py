@@ -22,16 +22,22 @@ from ast_stream.runtime.jetstream import (
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.runtime.nats import NatsConnection, NatsError, NatsLogin, check_library, read_login
 from ast_stream.settings.fleet import BoxIdentity
-from ast_stream.settings.forward import NatsOutput
+from ast_stream.settings.forward import JetStreamLimits, NatsOutput
 from ast_stream.units import counted
 
 DAY_S = 86_400.0
 GIB = 1024**3
 STATUS_TIMEOUT_S = 5.0
 _CONNECT_S = 0.5  # per wait, so that a stop does not take long
-MAX_BOXES_BYTES = GIB  # of the bucket: the newest status of each box
+MAX_BOXES_BYTES = GIB  # of the bucket with the newest status of each box
+MIN_BOXES_BYTES = 8 * 1024**2  # for a few thousand boxes of a few streams
 
 logger = logging.getLogger(__name__)
+
+
+def boxes_bytes(limits: JetStreamLimits) -> int:
+    """Return the size of the bucket, which the server sets aside for it: a part of the stream's."""
+    return min(MAX_BOXES_BYTES, max(MIN_BOXES_BYTES, round(limits.max_gib * GIB / 10)))
 
 
 class NatsForwarder:
@@ -148,12 +154,14 @@ class NatsForwarder:
         try:
             if self._bucket_ensured != self._connection.connects:
                 text = "status of the boxes of a fleet, by <site>.<box>"
+                max_bytes = boxes_bytes(self._settings.limits)
                 spec = bucket_spec(
                     bucket,
                     text,
-                    max_bytes=MAX_BOXES_BYTES,
+                    max_bytes=max_bytes,
                     replicas=self._settings.limits.replicas,
-                    asks_for=f"it asks for {MAX_BOXES_BYTES / GIB:g} GiB, {self._asked_replicas}",
+                    asks_for=f"it asks for {max_bytes / GIB:.3g} GiB, a tenth of limits.max_gib, "
+                    f"{self._asked_replicas}",
                 )
                 self._look_for(self._status, spec)
                 self._bucket_ensured = self._connection.connects

@@ -167,7 +167,8 @@ class JetStreamLimits(Section):
         default=10.0,
         gt=0,
         le=1_000_000,
-        description="of all boxes; the oldest messages are deleted first",
+        description="of all boxes; the oldest messages are deleted first. The bucket with their "
+        "status has a tenth more, at most 1 GiB",
     )
     max_days: float | None = Field(
         default=365.0, gt=0, le=36_500, description="after which messages are deleted; null: never"

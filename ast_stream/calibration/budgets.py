@@ -1,4 +1,4 @@
-"""Budgets of false alarms, and what hours of listening prove about their rate.
+"""Budgets of false alarms, and bounds on their rate from the hours of audio heard.
 
 After `count` alarms in T hours the rate is, with 95 %, below `poisson_upper_bound(count)` / T,
 which is 3 / T (the rule of three) where none was heard.

@@ -106,7 +106,7 @@ def held_folds(checkpoint: Checkpoint) -> list[str] | None:
 
 
 def no_folds_remark(checkpoint: Checkpoint) -> str:
-    """Return what to know of figures of clips without folds."""
+    """Return a remark about figures of clips without folds."""
     return (
         f"whether {checkpoint.origin} was trained on these clips is unknown, as they have "
         "no folds; if it was, it finds more of them than of new ones"
@@ -192,7 +192,7 @@ def single(
     *,
     use_frames: bool = True,
 ) -> list[EvaluatedModel]:
-    """Return one model with the clips of the given folds, or with all.
+    """Return one model with the clips of the given folds, or with all clips.
 
     Raises:
         UsageError: several models, or a fold that no clip has.

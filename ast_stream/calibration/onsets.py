@@ -1,4 +1,4 @@
-"""Onsets and offsets: rise times, and what the scores around a crossing say about them.
+"""Onsets and offsets: rise times, and how they depend on the scores around a crossing.
 
 A rise time is how much of a sound a window must hold for its score to cross the threshold. With
 t_up the first window of the event and t_down the first one below the offset threshold,
@@ -107,7 +107,7 @@ class Crossing(NamedTuple):
 
 
 class Rises(NamedTuple):
-    """What the sounds of a class show; a rise time is None where too few of them do."""
+    """Measurements on the sounds of a class; a rise time is None if there are too few."""
 
     on: RiseTime | None
     off: RiseTime | None
@@ -172,7 +172,7 @@ def measure_rises(streams: Sequence[DecidedStream], threshold: float) -> Rises:
 
 
 def _of_stream(stream: DecidedStream, clear: float) -> tuple[list[Crossing], list[float]]:
-    """Return what the sounds show whose score reaches `clear`."""
+    """Return the measurements on the sounds whose score reaches `clear`."""
     events, geometry = stream.events, stream.geometry
     window_s, half_hop_s = geometry.window / SAMPLE_RATE, geometry.hop / SAMPLE_RATE / 2
     times_s = stream.ends / SAMPLE_RATE

@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 def fit_platt(
     index: int, label: str, streams: Sequence[LogitStream], window_s: float
 ) -> PlattScaling:
-    """Return the map of class `index`, named `label`; the identity where there are no examples."""
+    """Return the map of class `index`, named `label`; the identity without examples."""
     with_sound, without, n_sounds = [], [], 0
     for stream in streams:
         sounds = with_label(stream.truth, label)

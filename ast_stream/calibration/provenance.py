@@ -52,7 +52,7 @@ def calibrate_checkpoint(
     on_progress: Callable[[float], None] = lambda ratio: None,
     heard_in_negatives: Collection[str] = (),
 ) -> Checkpoint:
-    """Return a checkpoint that was just trained, calibrated on what was held out from it.
+    """Return a newly trained checkpoint, calibrated on its held-out recordings.
 
     Classes of which nothing was held out keep the threshold that they have, if they have one and
     it keeps the budget.
@@ -120,7 +120,7 @@ def with_calibration(
     record: Mapping[str, Any],
     off_below: float = 0.0,
 ) -> Checkpoint:
-    """Return the checkpoint with what was found for some classes; the others keep what they had.
+    """Return the checkpoint with the results for some classes; the others are unchanged.
 
     Args:
         record: what was heard and how, for the provenance; nothing in it may depend on the day.
@@ -197,7 +197,7 @@ def _provenance(
     calibrated: Sequence[ClassCalibration],
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the provenance with this run in it; runs of which no class is left are dropped."""
+    """Return the provenance with this run; runs whose classes were all replaced are dropped."""
     before = _object(metadata.provenance.get(PROVENANCE))
     done = {result.label for result in calibrated}
     heard = calibrated[0].choice if calibrated else None

@@ -58,7 +58,7 @@ MAX_BACKGROUNDS = 250  # generated backgrounds that sounds are placed over
 
 @dataclass(frozen=True, eq=False)
 class LogitStream:
-    """What a model said about a stream, and what was in it.
+    """The scores of a stream, and its reference events.
 
     Attributes:
         times_s: end of each window, shape (n_windows,), a hop apart; or of each frame, where a

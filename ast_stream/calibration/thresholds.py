@@ -141,7 +141,7 @@ def timings(
 
 @dataclass(frozen=True, eq=False)
 class OperatingPoint:
-    """A threshold, what it finds, and the false alarms it costs; see `ThresholdSweep`."""
+    """A threshold with its recall and its false alarms; see `ThresholdSweep`."""
 
     budget: Budget
     is_met: bool
@@ -254,7 +254,7 @@ def sweep_thresholds(
     by_timing: Mapping[Timing, DecisionParameters],
     thresholds: Values = CANDIDATES,
 ) -> dict[Timing, ThresholdSweep]:
-    """Return what class `index`, named `label`, finds and falsely alarms at with every timing.
+    """Return recall and false alarms of class `index`, named `label`, for every timing.
 
     All timings and thresholds are classes of one run of the decision stage for each kind of stream.
     """
@@ -391,7 +391,7 @@ class ClassCalibration:
         return not self.choice.is_met or self.choice.recall < recall_floor
 
     def remarks(self, recall_floor: float = RECALL_FLOOR) -> list[str]:
-        """Return what a person must know before trusting the threshold, one sentence each."""
+        """Return the caveats of the threshold, one sentence each."""
         choice, said = self.choice, []
         if not choice.is_met:
             said.append(
@@ -573,7 +573,7 @@ def raised_thresholds(
 
 
 def _usual_timing(possible: Iterable[Timing], default: Timing) -> Timing:
-    """Return the default, or what comes nearest: the longest span, smoothed the least."""
+    """Return the default, or the nearest timing: the longest span with the least smoothing."""
     known = set(possible)
     if default in known:
         return default

@@ -30,7 +30,7 @@ class ClipSection(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """One labelled file or section of it, where its label was read, and its row of the table.
+    """One labelled file or section, the place of its label, and its row of the table.
 
     Attributes:
         labels: none for a recording, or section of one, that holds no event.
@@ -53,12 +53,12 @@ class LabelledClip:
 
 
 def refusal(path: Path, text: str, line: int | None = None) -> ConfigError:
-    """Return the error that says what is wrong with a whole file, or one line of it."""
+    """Return the error about a whole file, or about one of its lines."""
     return ConfigError([Problem(str(path), line, "", text)])
 
 
 class LabelRow(NamedTuple):
-    """One label as a table has it: times as text, empty where it is of the whole file."""
+    """One label from a table: times as text, empty if it applies to the whole file."""
 
     clip: LabelledClip
     onset: str
@@ -133,7 +133,7 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _contradictions(labelled: Sequence[LabelledClip]) -> Iterator[Problem]:
-    """Yield what contradicts the rows that label one recording as a whole."""
+    """Yield contradictions among the rows that label one recording as a whole."""
     whole = _whole(labelled)
     if 0 < len(whole) < len(labelled):
         other = next(clip for clip in labelled if clip not in whole)

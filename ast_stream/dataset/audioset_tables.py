@@ -35,7 +35,7 @@ def is_segment_list(table: Path) -> bool:
 
 
 def read_segments(table: Path) -> list[LabelledClip]:
-    """Return the clips of a segment list that are there; those that are not are logged.
+    """Return the existing clips of a segment list; missing ones are logged.
 
     Files are looked for in the folder of the list and below it, by the names that downloaders
     give: the id, with a `Y` before it or the times after it. Of a file longer than its segment
@@ -119,7 +119,7 @@ def _class_names(table: Path) -> Mapping[str, str]:
 
 
 def _stems(video: str, section: ClipSection) -> Iterator[str]:
-    """Yield the names a clip may have without its suffix, the most telling first."""
+    """Yield the names that a clip may have without its suffix, the most specific first."""
     onsets, offsets = _times(section.onset_s), _times(section.offset_s)
     for name in (video, f"Y{video}"):
         for onset, offset in zip(onsets, offsets, strict=True):

@@ -192,7 +192,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _delimiter(header: str) -> str:
-    """Return what separates the cells of a header."""
+    """Return the separator of the cells of a header."""
     bare = re.sub(r'"[^"]*"', "", header)
     if "\t" in bare:
         return "\t"
@@ -254,7 +254,7 @@ def _surplus_cells(n_columns: int, surplus: Sequence[str], delimiter: str) -> st
 
 
 def _complete(row: dict[str | None, Any]) -> dict[str, str]:
-    """Return a row with text in every column, also where the line was too short."""
+    """Return a row with text in every column, even if the line was too short."""
     return {name: value or "" for name, value in row.items() if name is not None}
 
 

@@ -89,7 +89,7 @@ def clip_report(
 def names_right(
     foregrounds: Sequence[Foreground], scores: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Return of which takes the highest score is that of a class of theirs, shape (n_clips,)."""
+    """Return for which clips the top class is one of their labels, shape (n_clips,)."""
     named = scores.argmax(axis=1).tolist()
     return np.array(
         [

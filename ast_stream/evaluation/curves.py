@@ -36,7 +36,7 @@ class ThresholdCurve:
     false_per_h: Values
 
     def recall_within(self, budget_per_h: float) -> float:
-        """Return the highest recall with at most so many false alarms per hour."""
+        """Return the highest recall within a rate of false alarms per hour."""
         return float(np.max(self.recall[self.false_per_h <= budget_per_h], initial=0.0))
 
 

@@ -58,7 +58,7 @@ class ClipFigures:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything measured; None for what there was nothing to measure on.
+    """All figures; None if there was no data for one.
 
     Attributes:
         alarms: generated alarms at one SNR.
@@ -79,7 +79,7 @@ class Evaluation:
 def evaluate(
     subjects: Sequence[EvaluatedModel], material: ScoredMaterial, settings: MeasureSettings
 ) -> Evaluation:
-    """Return the figures of what was scored."""
+    """Return the figures of a scored evaluation."""
     labels, seed = material.labels, settings.seed
     by_model = [
         clip_report(foregrounds, scores, labels)
@@ -135,7 +135,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return dataclasses, arrays and mappings as what JSON has."""
+    """Return dataclasses, arrays and mappings as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: jsonable(field) for name, field in vars(value).items()}
     if isinstance(value, Mapping):

@@ -24,7 +24,7 @@ Figures = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval that holds it with 95 % confidence; NaN: too few to tell."""
+    """A figure with its 95 % confidence interval; NaN: too little data."""
 
     value: float
     low: float

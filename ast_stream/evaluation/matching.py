@@ -91,7 +91,7 @@ class ReferenceMatch:
 
 @dataclass(frozen=True)
 class Matches:
-    """The sounds of one class in one soundscape, found or not, and what was detected elsewhere."""
+    """The sounds of one class in one soundscape, found or missed, and the false detections."""
 
     sounds: tuple[ReferenceMatch, ...]
     false_alarms: tuple[Detection, ...]
@@ -235,7 +235,7 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall, NaN where there is nothing to find or found."""
+        """Harmonic mean of precision and recall; NaN without sounds and detections."""
         total = self.n_found + self.n_false + self.n_sounds
         return 2 * self.n_found / total if total else math.nan
 
@@ -329,7 +329,7 @@ def _active_segments(spans: Spans, n_segments: int, segment_s: float) -> npt.NDA
 
 
 F1Count = Callable[[Spans, Spans, float], Counts]
-"""Detections, sounds and the seconds of a soundscape in, what was found of them out."""
+"""Takes the detections, sounds and seconds of a soundscape, and returns the matches."""
 
 F1_KINDS: Mapping[str, F1Count] = {
     "collar 0.2 s": lambda found, true, _: collar_counts(found, true, Collar(0.2, 0.2)),

@@ -25,7 +25,7 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Criteria:
-    """What counts as found and what is held against a system.
+    """The criteria of a PSDS.
 
     Attributes:
         detection, sound: part of a detection that must lie on sounds of its class, and part of

@@ -95,7 +95,7 @@ def _stream_lines(report: SoundscapeReport, settings: MeasureSettings) -> list[s
 
 
 def _timing_lines(timing: TimingFigures) -> list[str]:
-    """Return the lines about timing; none where nothing was found."""
+    """Return the lines about timing; empty if nothing was found."""
     both = (("onset", timing.onset, timing.raw_onset), ("offset", timing.offset, timing.raw_offset))
     errors = [
         f"{name} {errors.bias_s:+.2f} s, median error {errors.median_absolute_s:.2f} s"
@@ -117,7 +117,7 @@ def _timing_lines(timing: TimingFigures) -> list[str]:
 
 
 def remarks_on(evaluation: Evaluation) -> list[str]:
-    """Return what keeps the figures from meaning what they seem to."""
+    """Return the caveats of the figures."""
     streams = evaluation.streams
     merged = math.nan if streams is None else streams.report.timing.sounds_per_event
     if not merged > MANY_SOUNDS_PER_EVENT:

@@ -47,7 +47,7 @@ FOREGROUNDS_PER_SOUNDSCAPE = 80  # about ten minutes: enough soundscapes to resa
 PIECE_S = 600.0  # of generated negative audio
 BACKGROUNDS_PER_FOREGROUND = 1.5  # made anew for every soundscape
 OnProgress = Callable[[str, float], None]
-"""Called with what is being scored and how many seconds of it were."""
+"""Called with the name of what is being scored, and the seconds scored so far."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class EvaluatedModel:
     cascade: Cascade | None = None
 
     def detector(self, hop_s: float | None) -> Callable[[Callable[[Scores], None]], Detector]:
-        """Return what builds the detector of its streams."""
+        """Return a function that builds the detector of its streams."""
         return detector_of(self.tagger, hop_s, self.cascade)
 
 
@@ -325,7 +325,7 @@ def check_hop(subjects: Sequence[EvaluatedModel], hop_s: float | None) -> None:
 def detector_of(
     tagger: Tagger, hop_s: float | None, cascade: Cascade | None = None
 ) -> Callable[[Callable[[Scores], None]], Detector]:
-    """Return what builds the detector that a checkpoint would run with."""
+    """Return a function that builds the detector as a checkpoint would run it."""
     return lambda on_scores: Detector(
         tagger,
         hop_s=hop_s,

@@ -48,7 +48,7 @@ N_PSDS_RESAMPLES = 200  # each takes milliseconds
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Events where no sound of their class was.
+    """Events without a sound of their class.
 
     Attributes:
         bound_per_h: the rate lies below this with 95 % confidence (exact, Poisson).
@@ -113,7 +113,7 @@ class SoundscapeReport:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A report and what plots need beyond it."""
+    """A report, and additional data for its plots."""
 
     report: SoundscapeReport
     curves: dict[str, ThresholdCurve]
@@ -123,7 +123,7 @@ class Measured:
 def measure_streams(
     scored: Sequence[ScoredSoundscape], labels: Sequence[str], seed: int = 0
 ) -> Measured:
-    """Return the figures of what the detector made of some soundscapes with sounds.
+    """Return the figures of the detector on soundscapes with sounds.
 
     Raises:
         ValueError: soundscapes that no detector has scored.
@@ -179,7 +179,7 @@ def measure_streams(
 
 
 def false_alarms(parts: Sequence[Matches], hours: float) -> FalseAlarms:
-    """Return the rate of the false alarms of some matched soundscapes of so many hours."""
+    """Return the rate of false alarms in matched soundscapes of `hours` hours."""
     return rate(sum(len(part.false_alarms) for part in parts), hours)
 
 

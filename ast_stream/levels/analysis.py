@@ -84,7 +84,7 @@ _LOW_WINDOW, _HIGH_WINDOW = _window(LOOK_BACK), _window(SETTLING)
 
 
 def settled(segments: npt.NDArray[np.int16]) -> Floats:
-    """Return where the fast time weighting is at the end of seconds, from rest at their beginnings.
+    """Return the fast time weighting at the end of each second, starting from rest.
 
     Args:
         segments: shape (n, SETTLING + SECOND): each second, and `SETTLING` samples before it.
@@ -97,7 +97,7 @@ def settled(segments: npt.NDArray[np.int16]) -> Floats:
 
 
 def analyse(segments: npt.NDArray[np.int16], before: Floats) -> tuple[list[Levels], Floats]:
-    """Return the levels of seconds, and what `settled` would of the same.
+    """Return the levels of seconds, and what `settled` would return for them.
 
     Args:
         segments: shape (n, SEGMENT): each second, and `LOOK_BACK` samples before it.

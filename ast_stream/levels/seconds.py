@@ -73,7 +73,7 @@ class _RecentAudio:
         self.settled: tuple[int, float] | None = None
 
     def settled_at(self, end: int) -> float | None:
-        """Return where the time weighting was at the end of a second, if it is known."""
+        """Return the time weighting at the end of a second, if known."""
         return self.settled[1] if self.settled is not None and self.settled[0] == end else None
 
 
@@ -114,7 +114,7 @@ class LevelSeconds:
         self._heard[stream] = _RecentAudio(epoch, clock, start_sample, after)
 
     def forget(self, stream: str) -> None:
-        """Drop what is known of a stream."""
+        """Forget a stream."""
         self._heard.pop(stream, None)
 
     def hear(self, stream: str, start_sample: int, pcm: Pcm16) -> None:

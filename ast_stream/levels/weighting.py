@@ -1,4 +1,4 @@
-"""Frequency weightings and filters, as what they do at each frequency.
+"""Frequency weightings and filters, as their response at each frequency.
 
 Sources: IEC 61672-1:2013, annex E (A-weighting); IEC 61260-1:2014 (third octaves, base ten).
 """
@@ -37,7 +37,7 @@ def a_weighting(frequencies_hz: Floats) -> Response:
 
 
 def band_powers(frequencies_hz: Floats) -> Floats:
-    """Return what the third octaves let through, as a factor of power, shape (n, 25).
+    """Return the power response of the third-octave filters, shape (n, 25).
 
     Args:
         frequencies_hz: shape (n,), at least 0.

@@ -35,7 +35,7 @@ class AcknowledgeRequest(Request):
 
 
 class SnoozeRequest(Request):
-    """Hold back what a rule notifies for a while."""
+    """Suppress the notifications of a rule for a while."""
 
     op: Literal["snooze"] = "snooze"
     rule: _Name
@@ -51,13 +51,13 @@ class _RowsRequest(Request):
 
 
 class RetryRequest(_RowsRequest):
-    """Try deliveries again that were given up."""
+    """Retry dead deliveries."""
 
     op: Literal["retry"] = "retry"
 
 
 class DropRequest(_RowsRequest):
-    """Never deliver what is still waiting."""
+    """Drop pending deliveries."""
 
     op: Literal["drop"] = "drop"
 
@@ -101,7 +101,7 @@ class Administered(Body):
 
     v: Literal[1] = PROTOCOL_VERSION
     deliveries: Annotated[int, Field(ge=0)]
-    """How many are dropped, tried again or held back."""
+    """How many were dropped, retried or suppressed."""
     until_ns: Time | None = None
     """Until when a rule is snoozed; None for other requests."""
 

@@ -109,9 +109,9 @@ class AudioBlock:
     """When the first sample was captured."""
     pcm: Pcm16
     ring: str | None = None
-    """Endpoint where missed samples can be read."""
+    """Endpoint from which missed samples can be read."""
     gap_reason: str | None = None
-    """Why samples are missing just before this block; None where none are."""
+    """Why samples are missing just before this block; None if none are."""
     is_last: bool = False
     """The source has ended with this block (only sources that can end)."""
     state: str = "listening"
@@ -232,7 +232,7 @@ class RingReply:
 
     block: AudioBlock
     oldest: int
-    """Index of the oldest sample held."""
+    """Index of the oldest sample in the ring."""
     next: int
     """Index after the newest sample."""
     acked: int
@@ -242,7 +242,7 @@ class RingReply:
     detail: str | None = None
     """What is wrong with it; None while nothing is."""
     is_paced: bool = True
-    """Audio comes in real time; otherwise as fast as it is acknowledged."""
+    """Audio arrives in real time; otherwise as fast as it is acknowledged."""
     placement: Placement | None = None
     """Which worker of a pool has the stream; None: it is in no pool, or audio was asked for."""
     request_id: int | None = None
@@ -330,7 +330,7 @@ class RingRefusal(Body):
 
     @classmethod
     def malformed(cls, reason: str) -> Self:
-        """Refuse what is no request."""
+        """Refuse anything that is not a request."""
         return cls(error="malformed", detail=_cut(reason, MAX_DETAIL_CHARACTERS))
 
     @classmethod

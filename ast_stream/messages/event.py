@@ -1,4 +1,4 @@
-"""Events, gaps and scores: as the detector and the intake give them, and as the feed carries them.
+"""Events, gaps and scores: as the detector and capture produce them, and as messages of the feed.
 
 Positions are sample indices at 16 kHz since the start of a capture process (its epoch). The feed
 adds wall time, which was attached once, at capture, and around every body a stamp by which readers
@@ -150,7 +150,7 @@ class Gap:
         return self.start_sample + self.samples
 
     def between(self, start: int, stop: int) -> Gap:
-        """Return the gap with other ends; of no samples if `stop` is not behind `start`."""
+        """Return the gap with other ends; empty if `stop` is not after `start`."""
         return replace(self, start_sample=start, samples=max(0, stop - start))
 
     def divided(self, known: Iterable[Gap]) -> Iterator[tuple[Gap, bool]]:
@@ -229,7 +229,7 @@ class EventMessage(FeedBody):
     duration_s: Seconds | None = None
     """Seconds from onset to offset; set in `end`."""
     duration_reliable: bool = True
-    """False where the end of the sound was not observed."""
+    """False if the end of the sound was not observed."""
     uncertainty_s: Seconds | None = None
     """Half-width in seconds of the interval that holds the onset."""
     onset_sample: SampleIndex | None = None
@@ -334,7 +334,7 @@ class EventMessage(FeedBody):
         return self.model_copy(update=times | {"captured_ns": self.captured_ns + by_ns})
 
     def ended_by_restart(self, now: Moment) -> Self:
-        """Return the `end` of an event of which this is the last message.
+        """Return the `end` of an event whose last message this is.
 
         The sound is known to have lasted until then.
 
@@ -483,7 +483,7 @@ class Stamp:
     published: Moment
     """On the clocks of this machine."""
     previous: int | None = None
-    """Of events and gaps: `seq` of the one before, 0 for the first."""
+    """Of events and gaps: `seq` of the previous one, 0 for the first."""
     durable_seq: int | None = None
     """Of status and health: `seq` of the last event or gap."""
 
@@ -529,7 +529,7 @@ class FeedMessage:
 
     @classmethod
     def start_of(cls, boot: str) -> Self:
-        """Return the line that marks where a run of the publisher begins in the log."""
+        """Return the line that marks the start of a publisher's run in the log."""
         body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
         return cls(BOOT_TOPIC, body)
 
@@ -576,7 +576,7 @@ class FeedMessage:
 
     @property
     def identity(self) -> Identity | None:
-        """What tells a message that comes twice; None for what is never derived again."""
+        """Identity that duplicates share; None for messages that are never derived again."""
         match self.kind, self.body:
             case "event", {"id": identity, "type": kind, "at_sample": at_sample}:
                 return event_identity(str(identity), str(kind), at_sample)
@@ -600,7 +600,7 @@ class FeedMessage:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The body without what says whose it is and where in the order of the feed."""
+        """The body without the publisher's identity and the position on the feed."""
         return {key: value for key, value in self.body.items() if key not in _STAMP_KEYS}
 
     def content(self) -> Content:

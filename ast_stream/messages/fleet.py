@@ -37,7 +37,7 @@ class ClockReport(Body):
     error: Text | None = None
     """Why the newest attempt to measure failed; None: it did not."""
     is_synchronised: Annotated[bool | None, Field(alias="synchronised")] = None
-    """Whether the kernel takes its clock for synchronised; None: it does not say."""
+    """Whether the kernel considers its clock synchronised; None: unknown."""
     max_error_s: Seconds | None = None
     """The kernel's bound of the error; it grows while nothing corrects the clock."""
 
@@ -82,7 +82,7 @@ class WorkerReport(Body):
     uptime_s: Seconds | None = None
     windows_per_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     lag_s: Seconds | None = None
-    """Of the stream that is furthest behind."""
+    """Of the stream with the largest lag."""
     restart_needed: list[Text] = Field(default_factory=list)
     """Keys of the configuration that have changed and are not in use."""
 
@@ -106,14 +106,14 @@ class StreamReport(Body):
 
 
 class OutputReport(Body):
-    """How far an output of the forwarder is behind the logs of the box."""
+    """How far an output of the forwarder lags behind the logs of the box."""
 
     name: Text
     is_connected: Annotated[bool, Field(alias="connected")]
     waiting: _Count | None = None
     """Messages that the broker has not confirmed; None: not known."""
     lag_s: Seconds | None = None
-    """Age of the oldest of them; None or 0: there is none."""
+    """Age of the oldest of them; None or 0 if there is none."""
     lost: _Count = 0
     """Messages that the box no longer had when it could have sent them."""
     error: Text | None = None
@@ -148,7 +148,7 @@ class RolloutReport(Body):
     since_ns: Time | None = None
     """When `current` was put into use, by the clock of the box."""
     began: dict[Text, _Count] = Field(default_factory=dict)
-    """Events that have begun since then, by class."""
+    """Events begun since then, by class."""
     began_before: dict[Text, _Count] = Field(default_factory=dict)
     """Events that began in the time before, by class."""
     before_s: Annotated[Seconds, Field(ge=0)] = 0.0
@@ -182,7 +182,7 @@ class BoxReport(Body):
     """How many there are; `streams` has those that are worst if they are too many."""
     outputs: list[OutputReport] = Field(default_factory=list)
     rollout: RolloutReport | None = None
-    """None: the box follows nobody in what models it uses."""
+    """None: the box does not follow a centre's choice of model."""
     problems: list[Text]
     """What is not well, a sentence each."""
 
@@ -207,7 +207,7 @@ class BoxReport(Body):
 
     @property
     def lag_s(self) -> float | None:
-        """Of the stream that is furthest behind; None without open streams."""
+        """Of the stream with the largest lag; None without open streams."""
         lags = [worker.lag_s for worker in self.workers if worker.lag_s is not None]
         return max(lags, default=None)
 

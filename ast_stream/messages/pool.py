@@ -1,4 +1,4 @@
-"""Entries of a pool's bucket: its members and who has had a stream; and who has one now."""
+"""Entries of a pool's bucket: members, claims on streams, and the placement of a stream."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class PoolMember(Body):
     boot: Annotated[str, Field(max_length=64)]
     """This run of it."""
     audio: _Endpoint
-    """Where it takes live blocks."""
+    """Endpoint for live blocks."""
     rings: _Endpoint
     """Where capture processes connect, so that it can read their rings."""
     feed: _Endpoint | None = None
     """Where it publishes; None: not by tcp."""
     query: _Endpoint | None = None
-    """Where it is asked for what was missed of its feed; None: not by tcp."""
+    """Endpoint for replays of its feed; None: not over tcp."""
     key: Annotated[str | None, Field(max_length=64)] = None
     """Its public CURVE key in Z85."""
     model: Annotated[str, Field(max_length=256)]
-    """Checkpoint and settings: what must be the same for decisions to go on."""
+    """Checkpoint and settings: must be equal for another worker to continue."""
     capacity: Annotated[int, Field(ge=1, le=1_000_000)]
     """Streams that it can have."""
     weight: Annotated[float, Field(gt=0, le=1e9)]
-    """Its part of the streams, beside the others'."""
+    """Its relative number of streams."""
     state: State = "serving"
     version: Annotated[Text, Field(max_length=64)] = ""
 
@@ -81,7 +81,7 @@ class StreamClaim(Body):
     term: Annotated[int, Field(ge=0)]
     worker: MemberName
     is_continued: bool
-    """It goes on where the worker before it was; else that one ends its own events."""
+    """It continues where the previous worker stopped; otherwise that one ends its own events."""
     start: Annotated[int | None, Field(ge=0)] = None
     """The first sample that it accounts for; None: not known."""
 

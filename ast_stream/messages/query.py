@@ -40,7 +40,7 @@ _Moment = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)] | Annotated[str, Fiel
 
 
 class ReplayQuery(Request):
-    """Ask for the durable messages after a position; without one, from the oldest held."""
+    """Request the durable messages after a position; without one, from the oldest stored."""
 
     op: Literal["replay"] = "replay"
     after: tuple[str, int] | None = None
@@ -64,7 +64,7 @@ class SnapshotQuery(Request):
 
 
 class PingQuery(Request):
-    """Ask whether the publisher is there, and where it stands."""
+    """Ask whether the publisher is alive, and for its position."""
 
     op: Literal["ping"] = "ping"
 
@@ -83,7 +83,7 @@ class AudioQuery(Request):
 
 
 class CoverageQuery(Request):
-    """Ask a worker what its coverage ledger has of a time; without one, of all time."""
+    """Request the coverage ledger of a period from a worker; without a period, all of it."""
 
     op: Literal["coverage"] = "coverage"
     since_ns: Annotated[Time | None, Field(alias="from")] = None
@@ -153,7 +153,7 @@ class _Withheld(Body):
 
 @dataclass(frozen=True, eq=False)
 class AudioAnswer:
-    """What is held of the audio asked for."""
+    """The part of the requested audio that is held."""
 
     block: AudioBlock
     boot: str
@@ -211,10 +211,10 @@ class ReplayPage:
 
 @dataclass(frozen=True)
 class TooOld:
-    """What was asked for is no longer held."""
+    """What was requested is no longer stored."""
 
     oldest: Position | None
-    """Position after which everything is held, None if nothing is."""
+    """Position after which everything is stored; None if nothing is."""
 
     def encode(self) -> list[bytes]:
         """Return the frame of the answer."""

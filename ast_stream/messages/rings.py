@@ -43,7 +43,7 @@ def _stream_name(name: str) -> str:
 
 
 class _Message(Body):
-    """What either side says; the other one refuses what it does not know."""
+    """Messages of either side; the other side refuses unknown ones."""
 
     v: Literal[1] = 1
 
@@ -56,14 +56,14 @@ class Hello(_Message):
     """A capture process has this stream for the worker, or would have it: sent again and again."""
 
     op: Literal["hello", "offer"]
-    """hello: the worker is to have it; offer: would it take it?"""
+    """hello: the worker is to take the stream; offer: asks whether it would."""
     stream: Annotated[str, AfterValidator(_stream_name)]
     epoch: Annotated[str, Field(pattern=EPOCH_PATTERN)]
     """Run of the source."""
     term: Annotated[int, Field(ge=0, le=MAX_TERM)] = 0
     """Number of the worker in that epoch, counted by the capture process."""
     owner: Annotated[str | None, Field(max_length=MAX_NAME_CHARACTERS)] = None
-    """Worker and run of it whose acknowledgement was accepted last; None: nobody's in this epoch"""
+    """Worker and run whose acknowledgement was accepted last; None: none in this epoch"""
     labels: Annotated[dict[_Short, _Short], Field(max_length=MAX_LABELS)] = Field(
         default_factory=dict
     )
@@ -89,13 +89,13 @@ class Release(_Message):
 
 
 class Stay(_Message):
-    """The answer to `Leaving`: there is no other worker for the stream."""
+    """The reply to `Leaving`: there is no other worker for the stream."""
 
     op: Literal["stay"] = "stay"
 
 
 class Accepted(_Message):
-    """The worker has the stream, or would take it; the answer to each `Hello`."""
+    """The worker has the stream, or would take it; the reply to each `Hello`."""
 
     op: Literal["accepted"] = "accepted"
     worker: Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
@@ -140,7 +140,7 @@ _OF_WORKER: dict[str, type[OfWorker]] = {
 
 
 def decode_of_capture(frames: list[bytes]) -> tuple[OfCapture, bytes | None]:
-    """Return what a capture process says, and the journal record that came with it.
+    """Return a capture process's message, and the journal record that came with it.
 
     Raises:
         WireError: it does not follow the format.
@@ -158,7 +158,7 @@ def decode_of_capture(frames: list[bytes]) -> tuple[OfCapture, bytes | None]:
 
 
 def decode_of_worker(frames: list[bytes]) -> OfWorker:
-    """Return what a worker says.
+    """Return a worker's message.
 
     Raises:
         WireError: it does not follow the format.

@@ -1,4 +1,4 @@
-"""What a centre stores about models: manifests, which box shall use which, roll-outs."""
+"""What a centre stores about models: manifests, the model wanted of each box, roll-outs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def content_hash(manifest: bytes) -> str:
 
 
 class WantedModel(Body):
-    """Which checkpoint a box shall use, or all boxes of which nothing else is said."""
+    """The checkpoint wanted of a box, or of all boxes without an entry of their own."""
 
     v: Literal[1] = 1
     content: Hash | None
@@ -154,7 +154,7 @@ class BoxProgress(Body):
     """What a roll-out knows of one box."""
 
     previous: Text | None = None
-    """Content hash of what it used before, as it was asked to; None: as its configuration says."""
+    """Content hash of the model wanted of it before; None: the one in its configuration."""
     baseline: Baseline | None = None
     asked_ns: Time | None = None
     """When it was asked to use the model."""

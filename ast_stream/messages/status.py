@@ -75,7 +75,7 @@ class Health(FeedBody):
     hop_s: Seconds | None = None
     """Seconds between scored windows at present."""
     open_events: int | None = None
-    """Events that have begun and not ended."""
+    """Events that have begun but not ended."""
     placement: Placement | None = None
     """In a pool: this worker, and since when it has the stream; absent elsewhere."""
     recent_loss: RecentLoss | None = None
@@ -133,7 +133,7 @@ class WorkerStatus(WorkerFacts, _FollowsSettings):
     windows_per_s: float
     """Windows scored a second, since the status before."""
     lag_s: Seconds | None
-    """Of the stream that is furthest behind, seconds; None without open streams."""
+    """Of the stream with the largest lag, seconds; None without open streams."""
     uptime_s: Seconds
     """Seconds since the start."""
     disk: Text | None

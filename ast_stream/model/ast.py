@@ -98,7 +98,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def softmax_logits(logits: Tensor) -> Tensor:
-    """Return what the softmax of logits (..., n_classes) is the sigmoid of; the same shape."""
+    """Return logits whose sigmoid is the softmax of `logits` (..., n_classes); the same shape."""
     n_classes = logits.shape[-1]
     others = logits.unsqueeze(-2).expand(*logits.shape, n_classes)  # (..., n_classes, n_classes)
     own = torch.eye(n_classes, dtype=torch.bool, device=logits.device)
@@ -248,7 +248,7 @@ class AudioSpectrogramTransformer(nn.Module):
         return self._frame_logits(self._encode(fbank))
 
     def embed(self, fbank: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the heads read: of the whole window, and of each of its time patches.
+        """Return the embeddings that the heads read: of the window, and of its time patches.
 
         Args:
             fbank: normalised windows, shape (B, max_frames, n_mels).
@@ -265,7 +265,7 @@ class AudioSpectrogramTransformer(nn.Module):
         return whole[0].float(), patches[0].float()
 
     def _encode(self, fbank: Tensor, n_read: int | None = None) -> Tensor:
-        """Return what the blocks make of windows, before the final norm: all or first tokens."""
+        """Return the output of the blocks, before the final norm: all tokens or the first ones."""
         x: Tensor = self.patch_embed(fbank)  # (B, n_patches, hidden_size)
         prefix = torch.cat((self.cls_token, self.dist_token), dim=1)  # (1, 2, hidden_size)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)  # (B, n_tokens, hidden_size)

@@ -111,7 +111,7 @@ def with_audioset_defaults(metadata: Metadata, labels: Sequence[str]) -> Metadat
 
 
 def window_remark(window_s: float, dims: AstDims, labels: Collection[str]) -> str | None:
-    """Return a remark on the cost of the window length of a model; None if it is not known.
+    """Return a remark on the cost of a model's window length, or None if unknown.
 
     Args:
         window_s: of the windows in use.

@@ -70,7 +70,7 @@ ATTRIBUTIONS = "ATTRIBUTIONS.csv"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained model and all that is known about it.
+    """A trained model with its description.
 
     Attributes:
         state_dict: tensors of `AudioSpectrogramTransformer(dims)`, float32, on the CPU; those of
@@ -213,7 +213,7 @@ def _load_file(weights: Path, origin: str) -> Checkpoint:
 
 
 def _check(checkpoint: Checkpoint, file_names: Mapping[str, str]) -> None:
-    """Refuse tensors of wrong shapes or values, and metadata that speaks of another model."""
+    """Refuse tensors with wrong shapes or values, and metadata of another model."""
     where, dims = checkpoint.origin, checkpoint.dims
     check_description(dims, checkpoint.labels, checkpoint.metadata, where)
     if checkpoint.has_frames != (checkpoint.metadata.frames is not None):
@@ -267,7 +267,7 @@ def _write_files(
 
 
 def _remove_frame_head(directory: Path) -> None:
-    """Remove what a checkpoint that was there before had."""
+    """Remove the files of an earlier checkpoint."""
     try:
         (directory / FRAMES).unlink(missing_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The description of a checkpoint: all that is known without its weights and without torch."""
+"""The description of a checkpoint: everything known without its weights and without torch."""
 
 from __future__ import annotations
 

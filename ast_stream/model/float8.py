@@ -92,7 +92,7 @@ def use_float8(model: AudioSpectrogramTransformer, n_plain: int = 1) -> None:
 
 
 def _problem(model: AudioSpectrogramTransformer) -> str | None:
-    """Return what keeps products in fp8 from being used for a model; None: nothing."""
+    """Return why fp8 products cannot be used for a model, or None."""
     for width in (model.dims.hidden_size, model.dims.intermediate_size):
         if width % ALIGNMENT:
             return f"expected a model whose widths are multiples of {ALIGNMENT}, got {width}"

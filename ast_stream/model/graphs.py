@@ -28,7 +28,7 @@ _WORKSPACE = 2.0  # times what is reckoned: workspaces of kernels, and blocks th
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
 
 Arrives = Callable[[], Tensor]
-"""Waits for a download and returns it, on the host; the errors of its computation come here."""
+"""Waits for a download and returns it on the host; raises the errors of its computation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Graph:
 
 
 class GraphDevice(Protocol):
-    """What graphs need of the device that they run on."""
+    """What graphs need from the device that they run on."""
 
     device: torch.device
 
@@ -55,7 +55,7 @@ class GraphDevice(Protocol):
         """Return a context in which work goes to the device."""
 
     def free_bytes(self) -> int:
-        """Return how much memory is to be had."""
+        """Return how much memory is available."""
 
     def capture(self, forward: Callable[[], tuple[Tensor, Tensor]]) -> Graph:
         """Return the graph of a call that reads and writes the same memory each time.
@@ -65,10 +65,10 @@ class GraphDevice(Protocol):
         """
 
     def release_memory(self) -> None:
-        """Give back what a failed capture has left."""
+        """Free the memory of a failed capture."""
 
     def download(self, tensor: Tensor) -> Arrives:
-        """Begin to copy a tensor to the host, behind the work that it comes from."""
+        """Start copying a tensor to the host, after the work that computes it."""
 
 
 class CudaDevice:
@@ -85,7 +85,7 @@ class CudaDevice:
         return torch.cuda.device(self.device)
 
     def free_bytes(self) -> int:
-        """See `GraphDevice`: also what torch holds and nothing uses."""
+        """See `GraphDevice`: including memory that torch has cached."""
         free, _total = torch.cuda.mem_get_info(self.device)
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return free + unused
@@ -107,7 +107,7 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def download(self, tensor: Tensor) -> Arrives:
-        """See `GraphDevice`: into page-locked memory of its own, so that the host goes on."""
+        """See `GraphDevice`: into page-locked memory of its own, so that the host does not wait."""
         new_event: Any = torch.cuda.Event
         with self.used():
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -163,7 +163,7 @@ class GraphRunner:
 
     @property
     def full_batch(self) -> int:
-        """Windows that are worth scoring at once."""
+        """Windows worth scoring together."""
         return self.buckets[-1]
 
     def logits(self, windows: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class GraphRunner:
             return self._model.embed_one(window.to(self._dtype))
 
     def download(self, tensor: Tensor) -> Arrives:
-        """Begin to copy a result to the host; what is returned waits for it."""
+        """Start copying a result to the host; call the returned function for it."""
         return self._on.download(tensor)
 
     def _run(self, windows: Tensor, logits: Tensor, output: Callable[[Graph], Tensor]) -> Tensor:
@@ -203,7 +203,7 @@ class GraphRunner:
         return logits
 
     def prepare(self, n_windows: int) -> None:
-        """Capture the graphs for batches of up to `n_windows` windows before they come.
+        """Capture the graphs for batches of up to `n_windows` windows in advance.
 
         The largest goes first, in whose memory the others then fit. One that there is no memory for
         is left out, which is logged: batches are smaller then.

@@ -1,4 +1,4 @@
-"""Loading the model in a process that runs for long."""
+"""Loading the model in a long-running process."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def quantize(model: AudioSpectrogramTransformer) -> None:
 
 
 def _problem() -> str | None:
-    """Return what keeps products in int8 from being used here; None: nothing."""
+    """Return why int8 products cannot be used here, or None."""
     if not cpu_has_int8():
         return "this CPU has no instructions for it (VNNI or AMX)"
     with torch.random.fork_rng(devices=()):  # the seeds of others stay theirs

@@ -91,7 +91,7 @@ def pack(model: AudioSpectrogramTransformer) -> str | None:
 
 
 def _problem_with_packed(dtype: torch.dtype, activation: Activation) -> str | None:
-    """Return what keeps packed layers from being used here; None: nothing."""
+    """Return why packed layers cannot be used here, or None."""
     if dtype not in MAX_PACKED_ERROR:
         return f"no packed layers in {dtype}"
     with torch.random.fork_rng(devices=()):  # the seeds of others stay theirs
@@ -141,7 +141,7 @@ class CpuRunner:
 
     @cached_property
     def batch(self) -> int:
-        """Windows that are scored at once, at most; found out when it is first asked."""
+        """Maximum number of windows scored together; determined at the first access."""
         if self._threads_for_one > 1:
             return 1
         batch = self._exact_batch()
@@ -167,7 +167,7 @@ class CpuRunner:
         return logits
 
     def download(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Return what returns a result, which is here already."""
+        """Return a function that returns a finished result."""
         return lambda: tensor
 
     def embedding(self, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ class CpuRunner:
 
     @torch.inference_mode()
     def _exact_batch(self) -> int:
-        """Return the largest batch up to which windows score to the bit what they do alone."""
+        """Return the largest batch in which windows score exactly as they do alone."""
         dims = self._model.dims
         generator = torch.Generator().manual_seed(0)
         windows = torch.randn((_MAX_CPU_BATCH, dims.max_frames, dims.n_mels), generator=generator)

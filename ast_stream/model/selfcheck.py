@@ -183,7 +183,7 @@ def _frame_error(tagger: Tagger, clip: npt.NDArray[np.float32]) -> npt.NDArray[n
 
 
 def _score_logits(tagger: Tagger, clips: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return what the scores are the sigmoid of."""
+    """Return the logits of scores."""
     logits: npt.NDArray[np.float32] = tagger.calibrated(
         torch.from_numpy(tagger.logits(clips))
     ).numpy()

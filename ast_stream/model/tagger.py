@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 Awaited = Callable[[], Array]
-"""Waits for what was begun and returns it."""
+"""Waits for a started computation and returns its result."""
 
 DEFAULT_HOP_S = 0.5
 MEASURED_WINDOWS = 8  # in the choice of attention: 64 would need gigabytes for `math`
@@ -162,7 +162,7 @@ class Tagger:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether windows can be begun while the results of others are on their way."""
+        """Whether windows can be started while the results of others are in flight."""
         return self._runner.runs_ahead
 
     def window_scores(self, windows: Tensor) -> Array:
@@ -181,7 +181,7 @@ class Tagger:
         return self.begin_window_scores(windows)()
 
     def frame_logits(self, windows: Tensor) -> Array:
-        """Return what the scores of the time patches of windows are the sigmoid of.
+        """Return the calibrated logits of the time patches of windows.
 
         Args:
             windows: as for `window_scores`.
@@ -197,7 +197,7 @@ class Tagger:
 
     @torch.inference_mode()
     def begin_window_scores(self, windows: Tensor) -> Awaited:
-        """Begin what `window_scores` does; what is returned waits for the scores, once.
+        """Start what `window_scores` does; call the result once for the scores.
 
         Several may be begun before the first is waited for, which is worth it where `runs_ahead`.
         Memory grows by what is begun. An error of the device may come in either place.
@@ -210,7 +210,7 @@ class Tagger:
 
     @torch.inference_mode()
     def begin_frame_logits(self, windows: Tensor) -> Awaited:
-        """Begin what `frame_logits` does; see `begin_window_scores`."""
+        """Start what `frame_logits` does; see `begin_window_scores`."""
         if self.frames is None:
             raise ValueError("frame_logits: expected a checkpoint with a frame head in use")
         began_s = time.perf_counter()
@@ -223,7 +223,7 @@ class Tagger:
         return lambda: self._noted(len(windows), began_s, _to_numpy(arrives()))
 
     def _noted(self, n_windows: int, began_s: float, found: Array) -> Array:
-        """Tell how long windows took: since the ones before them, if these were waited for."""
+        """Report how long windows took: since the previous ones, if these were waited for."""
         now_s = time.perf_counter()
         if self._on_batch is not None:
             self._on_batch(n_windows, now_s - max(began_s, self._last_noted_s))
@@ -232,7 +232,7 @@ class Tagger:
 
     @torch.inference_mode()
     def embedding(self, window: Tensor) -> tuple[Array, Array]:
-        """Return what the heads read of one window: of the whole, and of each time patch.
+        """Return the embeddings that the heads read: of the whole window, and of each time patch.
 
         Args:
             window: shape (n_input_frames, 128), normalised, on `device`.
@@ -297,7 +297,7 @@ class Tagger:
         return _to_numpy(self.scores(_checked(waveforms), sample_rate))
 
     def calibrated(self, logits: Tensor) -> Tensor:
-        """Return what the scores are the sigmoid of: logits through the checkpoint's score maps.
+        """Return the calibrated logits: logits through the checkpoint's Platt scaling.
 
         Of a model that was trained to name one class out of all, what the maps are for is the
         logit of the softmax.
@@ -316,7 +316,7 @@ class Tagger:
         return logits * scale + bias
 
     def prepare(self, n_windows: int) -> None:
-        """Do what batches of up to `n_windows` windows would otherwise wait for, the first time.
+        """Prepare batches of up to `n_windows` windows, so that the first does not wait.
 
         Raises:
             StartupError: the device has no memory for them.

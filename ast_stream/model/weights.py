@@ -319,7 +319,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _inside(content: object, path: Path) -> Mapping[Any, object]:
-    """Return the model's tensors where a training script saved them among other things."""
+    """Return the model's tensors from a file in which a training script saved other things, too."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected tensors by name, got {type(content).__name__}")
     if "param_groups" in content:
@@ -354,7 +354,7 @@ def _named_tensors(content: Mapping[Any, object], path: Path) -> dict[str, Tenso
 
 
 def _what_else(files: list[Path]) -> str:
-    """Return what a folder without weights seems to hold instead, to help who looks for them."""
+    """Return a hint about what a folder without weights seems to contain."""
     names = [path.name for path in files]
     if any(name.startswith("adapter_") for name in names):
         return (

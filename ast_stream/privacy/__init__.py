@@ -1,1 +1,1 @@
-"""Access to audio: the one place that hands it out, what is withheld, and the record of it."""
+"""Access to audio: the only place that returns it, what is withheld, and the audit log."""

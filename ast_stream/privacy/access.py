@@ -23,7 +23,7 @@ HISTORY_S = 60  # of audio kept for clients that may get it
 
 
 class AudioAccess:
-    """Hands out what is held of a stream, and records every attempt.
+    """Returns the held audio of a stream, and records every attempt.
 
     Args:
         mode: the setting `privacy`.
@@ -58,7 +58,7 @@ class AudioAccess:
         return self.mode != "sensor"
 
     def release(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
-        """Return the requested audio, as far as it is held and allowed.
+        """Return the requested audio, as far as it is held and permitted.
 
         Raises:
             WireError: it is not; says why.

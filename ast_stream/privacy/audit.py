@@ -55,7 +55,7 @@ class Access(Body):
     reason: Text | None = None
     """Why it was refused."""
     samples: int = 0
-    """Samples that were handed out, those that were withheld included."""
+    """Samples returned, including withheld ones."""
     withheld: int = 0
     """Of these, samples that were replaced by silence."""
     clip: Text | None = None
@@ -153,7 +153,7 @@ class AuditLog:
                 self._open()
 
     def record(self, access: Access) -> None:
-        """Record an access before it takes place.
+        """Record an access before it happens.
 
         Raises:
             WireError: it cannot be recorded, so it must not take place.
@@ -175,7 +175,7 @@ class AuditLog:
         self._repeated[key] = self._now_s(), None
 
     def record_act(self, act: Act) -> None:
-        """Record an act before it takes place.
+        """Record an action before it happens.
 
         Raises:
             WireError: it cannot be recorded, so it must not take place.

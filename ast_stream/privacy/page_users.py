@@ -65,7 +65,7 @@ class User:
 
 
 def read_users(path: Path) -> dict[str, User]:
-    """Return the users in a file, by name; none if there is no such file.
+    """Return the users in a file, by name; empty without the file.
 
     Raises:
         StartupError: it cannot be read, is damaged, or others than its owner may read it.
@@ -132,7 +132,7 @@ class Users:
         self._looked_s = now_s()
 
     def get(self, name: str) -> User | None:
-        """Return a user; None if there is none of that name."""
+        """Return the user of this name, or None."""
         with self._lock:
             if self._now_s() - self._looked_s >= LOOK_AGAIN_S:
                 self._looked_s = self._now_s()

@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PrivacySheet:
-    """Everything that the sheet says.
+    """The content of the sheet.
 
     Attributes:
         sources: where the sound comes from.

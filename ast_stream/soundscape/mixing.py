@@ -325,5 +325,5 @@ def _background_gain(dbfs: float) -> float:
 
 
 def to_pcm(mix: Signal) -> Pcm16:
-    """Return samples in [-1, 1] as int16; what lies beyond is clipped."""
+    """Return samples in [-1, 1] as int16; values beyond are clipped."""
     return np.clip(np.round(mix * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -163,7 +163,7 @@ def in_a_room(rng: Random, dry: Signal) -> Signal:
 
 
 def band_limited(waveform: Waveform, low_hz: float, high_hz: float) -> Waveform:
-    """Return what of `waveform` lies between two frequencies, as a telephone lets it through."""
+    """Return `waveform` band-passed between two frequencies, like a telephone."""
     spectrum = np.fft.rfft(waveform)
     frequency_hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
     spectrum[(frequency_hz < low_hz) | (frequency_hz > high_hz)] = 0

@@ -1,4 +1,4 @@
-"""The configuration of a training: presets, and what a user overrides by name.
+"""The configuration of a training run: presets, and overrides by name.
 
 The presets are the recipes of the AST paper, one for small models, and one for fine-tuning.
 Source: YuanGongND/ast, egs/*/run*.sh, src/run.py, src/traintest.py; its models start from ImageNet
@@ -32,7 +32,7 @@ HEAD_DIM = 64
 
 @dataclass(frozen=True)
 class StepDecay:
-    """Learning rate in steps: times `factor` from an epoch on, and again every so many epochs."""
+    """Stepwise learning rate: multiplied by `factor` at an epoch, and again every few epochs."""
 
     from_epoch: int
     every_epochs: int
@@ -185,7 +185,7 @@ _TOP_LEVEL = {field.name for field in fields(TrainingConfig)}
 
 
 class Overrides(TypedDict, total=False):
-    """What a user may set, by name; None: as the preset says."""
+    """Settings that override the preset; None: as in the preset."""
 
     keep_classes: bool
     teacher: str | None
@@ -381,7 +381,7 @@ def _published(
     mixing: ClipMixing,
     augmentation: SpectrogramAugmentation,
 ) -> TrainingConfig:
-    """Return what all recipes of the paper share: Adam on DeiT-base, stride 10, whole clips."""
+    """Return what the paper's recipes have in common: Adam on DeiT-base, stride 10, whole clips."""
     optimization = Optimization(
         warmup_steps=0,
         warmup_every=50,

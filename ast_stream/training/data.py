@@ -45,7 +45,7 @@ MIN_RECORDINGS_TO_SPLIT = 4  # of a class: of fewer none is held out
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What to train on and what to choose thresholds with.
+    """Data for training, and data for choosing thresholds.
 
     Attributes:
         clips, held_out_clips: the recorded clips that the two soundbanks are made of.
@@ -114,7 +114,7 @@ def _soundbank(
     n_generated: int,
     n_backgrounds: int,
 ) -> Soundbank:
-    """Return recordings and backgrounds with generated ones beside them."""
+    """Return recordings and backgrounds together with generated ones."""
     return Soundbank(
         labels,
         (
@@ -207,7 +207,7 @@ def _held_out(config: TrainingConfig, recordings: Sequence[DecodedClip]) -> list
 
 
 def _group(recording: DecodedClip) -> tuple[str, str] | None:
-    """Return the group that a table puts a recording in, None if it says none."""
+    """Return the group of a recording in its table, or None."""
     name = recording.clip.row.get(GROUP)
     return (recording.clip.table, name) if name else None
 
@@ -282,7 +282,7 @@ def _check_topics(config: TrainingConfig, kept: Sequence[str], labels: set[str])
 def _check_classes(
     config: TrainingConfig, recordings: Sequence[DecodedClip], trained: Sequence[DecodedClip]
 ) -> None:
-    """Refuse classes that are held out whole, and several labels where a loss knows one."""
+    """Refuse classes that are completely held out, and several labels with a single-label loss."""
     labels = {label for recording in recordings for label in recording.clip.labels}
     for label in sorted(labels - {label for clip in trained for label in clip.clip.labels}):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The model that a training starts from, new or from a checkpoint, and what it inherits.
+"""The model that a training run starts from, new or from a checkpoint, and what it inherits.
 
 A few hundred clips are too few to learn from scratch where things are and that near patches belong
 together. What trained vision transformers have in common is built into a new model: position

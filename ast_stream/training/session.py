@@ -71,7 +71,7 @@ class TrainingMonitor:
     """Follows a training, and may stop it; this one does neither."""
 
     def phase(self, text: str) -> None:
-        """Note the phase that takes time next, for the progress display."""
+        """Note the next long phase, for the progress display."""
 
     def begin(self, steps: int) -> None:
         """Take note that the first of so many steps comes next."""
@@ -165,7 +165,7 @@ class TrainingSession:
     waveform_teacher: LiteRtTeacher | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be unchanged to continue a training."""
+        """Return the settings that must be unchanged to resume a training run."""
         return {
             "mixing": asdict(self.config.mixing),
             "data": self.data.facts,
@@ -190,7 +190,7 @@ class TrainingSession:
         return CheckpointTeacher(self.teacher, self.sampler.labels, self.window_s, device)
 
     def evaluate(self, model: AudioSpectrogramTransformer) -> Metrics:
-        """Return the figures of the held-out clips; none without any."""
+        """Return the figures of the held-out clips; empty without clips."""
         held_out = self.data.held_out.recorded
         if not held_out:
             return {}
@@ -199,7 +199,7 @@ class TrainingSession:
         return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
 
     def clips_with_folds(self) -> list[tuple[LabelledClip, str]]:
-        """Return all clips with folds that tell `evaluate` and `calibrate` which ones are new."""
+        """Return all clips, with folds that mark held-out ones for `evaluate` and `calibrate`."""
         has_folds = bool(self.config.test_folds)
         return [
             (clip, clip.fold if has_folds and clip.fold else fold)

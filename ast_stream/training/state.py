@@ -62,7 +62,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path, identity: Identity) -> dict[str, Any] | None:
-    """Return the state in `folder`, None if there is none that can be used.
+    """Return the state in `folder`; None without a usable one.
 
     One that is damaged is set aside with a warning, and the training begins again.
 
@@ -125,7 +125,7 @@ def _expect_fields(state: object) -> None:
 
 
 def differences(before: Identity, now: Identity, prefix: str = "") -> list[str]:
-    """Return what differs, each as `name (before, now after)`; long values by name alone."""
+    """Return the differences, each as `name (before, now after)`; long values by name only."""
     found = []
     for name in sorted({*before, *now}):
         was, is_now = before.get(name), now.get(name)

@@ -107,7 +107,7 @@ class Student(nn.Module):
 
 
 def teacher_starts(n_samples: int, n_teacher_samples: int) -> list[int]:
-    """Return where a teacher's shorter stretches begin, evenly over a window and covering it.
+    """Return where a teacher's shorter inputs begin, evenly spaced and covering a window.
 
     Raises:
         ValueError: the window is shorter than what the teacher takes.

@@ -1,4 +1,4 @@
-"""Teachers: other models whose scores a training learns from, beside its labels.
+"""Teachers: other models whose scores a training run learns from, besides its labels.
 
 With its start as the teacher a fine-tuning keeps the classes that it has no examples of: what the
 start hears in a window stays what the result hears in it.
@@ -111,7 +111,7 @@ class CheckpointTeacher:
 
 
 class WaveformTeacher(Protocol):
-    """Scores waveforms with classes of its own, from which a student learns what sounds are like.
+    """Scores waveforms with its own classes, from which a student learns sound similarity.
 
     Attributes:
         n_classes: of its scores.

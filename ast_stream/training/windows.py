@@ -316,7 +316,7 @@ class WindowSampler:
         return cut * np.pad(gain, (0, len(cut) - len(gain))), is_kept
 
     def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
-        """Return where a window begins that catches some of the sound in [begin, end)."""
+        """Return the start of a window that contains part of the sound in [begin, end)."""
         margin = n_samples // 4  # at least this much of most windows lies within the sound
         if rng.random() < self._mixing.edge_prob:
             # too little to recognise the sound, enough to mistake it: a stream is full of that

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+from ast_stream.cli import options
 
 if TYPE_CHECKING:
     from virtual_mic import VirtualMic
@@ -27,6 +30,11 @@ hypothesis.settings.register_profile(
     "house", deadline=None, derandomize=True, database=None, max_examples=100
 )
 hypothesis.settings.load_profile("house")
+
+# Several processes run tests at a time, and start others: in each a computation on all cores spins
+# until all its threads had a core, which takes ten times as much of them as one thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where torch is imported
+options.N_CORES = 1  # of commands that compute on all cores
 
 # set by service managers and by a supervisor for its children: not part of any test's input
 _OUTER = (
@@ -109,6 +117,16 @@ def logging_as_it_was() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """Take back how many threads a command that a test runs in this process lets torch have."""
+    yield
+    torch = sys.modules.get("torch")
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from fleet_centre import value
+from forked_command import ForkedCommand
 from nats_server import NatsServer, nats_server, status_of
 from pipeline import Pipeline
 from reactive_model import save_reactive, tones_and_noise
@@ -146,10 +147,9 @@ class Centre:
 
     def start(self, model: str, *options: str) -> subprocess.Popen[bytes]:
         """Begin a roll-out, or go on with it."""
-        command = [*CLI, "fleet", "rollout", "start", str(self.models[model])]
+        command = ["fleet", "rollout", "start", str(self.models[model])]
         command += ["--canary", f"farm/{self.boxes[0].name}", "--nats", self.server.url, *options]
-        with self.log.open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log)
+        return ForkedCommand(command, self.log)
 
     def plan(self) -> RolloutPlan | None:
         body = value(self.server.url, "plan")

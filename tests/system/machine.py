@@ -101,7 +101,6 @@ class Machine(ABC):
         self.root.mkdir(exist_ok=True)
         command = ["mmdebstrap", "--mode=root", "--variant=essential", "--quiet"]
         command += ["--aptopt=Acquire::Languages none", "--dpkgopt=force-unsafe-io"]
-        command += ["--dpkgopt=path-exclude=/usr/share/doc/*"]
         release, sources = _release_and_sources()
         command += [f"--include={','.join(self.packages)}", release, str(self.root), sources]
         done = subprocess.run(command, capture_output=True, text=True)

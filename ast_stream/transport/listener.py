@@ -233,6 +233,7 @@ class Listener:
         self._hwm = hwm
         self._max_peers = min(max_peers, _peers_affordable())
         self._log = LimitedLog(logger)
+        self._refusals = LimitedLog(logger)  # of audio: who was cut off before must not hide them
         self._numbers = itertools.count(1)
         self._peers: dict[bytes, _Peer] = {}  # by identity
         self._ready: deque[_Peer] = deque()  # have a message that may be received
@@ -572,7 +573,7 @@ class Listener:
             return False
         self.refused += 1
         shown = message[0][:64]
-        self._log.warning(
+        self._refusals.warning(
             "%s: audio of %r refused: %s may not send it", self.endpoint, shown, peer.requester.name
         )
         return True

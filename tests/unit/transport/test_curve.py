@@ -134,6 +134,18 @@ def test_who_does_not_prove_an_allowed_key_gets_nothing_in(
     assert router.receive(QUIET_MS) is None
 
 
+def test_refused_audio_is_said_though_somebody_was_cut_off_a_moment_ago(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    door.allow("porch-box", PORCH, "push:porch")
+    door.bind("pull")
+    door.connect("push", STRANGER)
+    assert eventually(lambda: f"its key {STRANGER.public} is not in" in caplog.text)
+    push = door.connect("push", PORCH)
+    assert pushed(push, [b"yard"])
+    assert eventually(lambda: "porch-box over tcp may not send it" in caplog.text)
+
+
 def test_a_stranger_that_speaks_without_a_key_is_cut_off(
     door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:

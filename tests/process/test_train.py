@@ -17,7 +17,8 @@ import soundfile
 
 from ast_stream.units import SAMPLE_RATE
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)  # several trainings, on a machine that may be busy
 STEPS = 60
 OPTIONS = (
     "--steps", str(STEPS), "--save-every", "10", "--batch-size", "4", "--width", "64",

@@ -59,7 +59,11 @@ class Forwarder:
         with suppress(OSError):  # closed
             while True:
                 near, _ = self._server.accept()
-                far = socket.create_connection(self._target)
+                try:
+                    far = socket.create_connection(self._target)
+                except OSError:  # the other side is down for a while
+                    near.close()
+                    continue
                 self._open += [near, far]
                 for pair in ((near, far), (far, near)):
                     thread = threading.Thread(target=_copy, args=pair, daemon=True)

@@ -23,6 +23,7 @@ from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import FeedMessage
 from ast_stream.messages.query import (
+    CoverageQuery,
     PingQuery,
     ReplayPage,
     ReplayQuery,
@@ -36,7 +37,13 @@ from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.allow_list import Rights
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener
-from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer, ReleasedAudio
+from ast_stream.transport.query import (
+    ANSWERS_A_TURN,
+    AudioRange,
+    LaterAnswers,
+    QueryServer,
+    ReleasedAudio,
+)
 from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.sockets import Sockets
 from ast_stream.transport.zmtp import GREETING, encode_message
@@ -87,6 +94,7 @@ def server(
     audio: Callable[[AudioRange, Requester], ReleasedAudio] = lambda wanted, requester: (
         ReleasedAudio(held(wanted))
     ),
+    coverage: LaterAnswers | None = None,
 ) -> QueryServer:
     return QueryServer(
         socket or NoSocket(),
@@ -94,6 +102,7 @@ def server(
         Publisher(),
         snapshot=lambda: Snapshot(boot="b1", streams=[health()], events=[], status=worker_status()),
         audio=audio,
+        coverage=coverage,
         now_s=now_s,
     )
 
@@ -372,3 +381,63 @@ def test_a_client_that_never_reads_does_not_stop_the_others(
             break
     assert answer is not None
     assert json.loads(answer[0])["durable_seq"] == 12
+
+
+class Later:
+    """Answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[bytes], CoverageQuery]] = []
+        self.is_ready = False
+
+    def ask(self, envelope: list[bytes], query: CoverageQuery) -> None:
+        self.asked.append((envelope, query))
+
+    def finished(self) -> list[tuple[list[bytes], list[bytes]]]:
+        if not self.is_ready:
+            return []
+        asked, self.asked = self.asked, []
+        return [(envelope, [b"spans"]) for envelope, _ in asked]
+
+
+class Clients(NoSocket):
+    """Clients whose requests are given, and the answers to them."""
+
+    def __init__(self, *requests: list[bytes]) -> None:
+        self._requests = list(requests)
+        self.answers: list[list[bytes]] = []
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        return self._requests.pop(0) if self._requests else None
+
+    def send(self, frames: list[bytes]) -> bool:
+        self.answers.append(frames)
+        return True
+
+    def requester(self, identity: bytes) -> Requester:
+        rights = Rights.of(["feed"]) if identity == b"reader" else NOBODY.rights
+        return replace(NOBODY, rights=rights)
+
+
+def test_others_are_answered_while_coverage_is_read() -> None:
+    coverage = CoverageQuery().encode()
+    clients = Clients([b"reader", *coverage], [b"reader", *PingQuery().encode()])
+    later = Later()
+    queries = server(socket=clients, coverage=later)
+    assert queries.serve() == 2
+    assert [json.loads(answer[1])["durable_seq"] for answer in clients.answers] == [12]
+    later.is_ready = True
+    queries.serve()
+    assert clients.answers[1:] == [[b"reader", b"spans"]]
+
+
+def test_coverage_is_for_readers_of_the_feed() -> None:
+    clients = Clients([b"anybody", *CoverageQuery().encode()])
+    later = Later()
+    server(socket=clients, coverage=later).serve()
+    assert later.asked == []
+    assert "lacks the right 'feed'" in json.loads(clients.answers[0][1])["error"]
+
+
+def test_a_publisher_without_a_ledger_says_so() -> None:
+    assert "no coverage ledger" in ask(server(), {"op": "coverage"})["error"]

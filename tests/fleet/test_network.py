@@ -16,7 +16,8 @@ from network import Namespaces, Network, Proxies
 
 _ASK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1) as connection:
+address = sys.argv[1], int(sys.argv[2])
+with socket.create_connection(address, timeout=float(sys.argv[3])) as connection:
     connection.sendall(b"x")
     print(connection.recv(1).decode())
 """
@@ -57,20 +58,20 @@ def test_cut_link_is_silent_until_it_is_mended(make: type[Proxies]) -> None:
             command = [*link.prefix, sys.executable, "-c", _ASK]
             host, at = link.address(port)
 
-            def answer() -> str:
-                done = subprocess.run([*command, host, str(at)], capture_output=True, text=True)
-                return done.stdout.strip()
+            def answer(patience_s: float) -> str:
+                asked = [*command, host, str(at), str(patience_s)]
+                return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
-            assert answer() == "x"
+            assert answer(60.0) == "x"
             link.cut()
-            assert answer() == ""
+            assert answer(1.0) == ""
             there, here = other.address(port)
             if not other.prefix:
                 with socket.create_connection((there, here)) as connection:
                     connection.sendall(b"y")
                     assert connection.recv(1) == b"y"
             link.mend()
-            assert answer() == "x"
+            assert answer(60.0) == "x"
             assert link.n_bytes > 0
     finally:
         wires.close()

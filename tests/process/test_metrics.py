@@ -35,7 +35,7 @@ needs_promtool = pytest.mark.skipif(
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -80,16 +80,19 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrapes]:
 
 
 def test_every_process_shows_what_it_does(shown: Scrapes) -> None:
+    listening = 'ast_stream_stream_state{state="listening",stream="porch"} 1.0'
+    samples = re.compile(r'ast_stream_capture_samples_total{stream="porch"} [1-9]')
+    # each renews its figures once a second, and a busy worker may have windows left out for a while
+    wait_for(lambda: listening in shown["worker"], "the stream")
+    wait_for(lambda: samples.search(shown["capture"]) is not None, "the figures of the capture")
     worker, capture = shown["worker"], shown["capture"]
     assert 'ast_stream_up{process="worker"} 1.0' in worker
     assert 'ast_stream_up{process="alerts"} 1.0' in shown["alerts"]
-    assert 'ast_stream_stream_state{state="listening",stream="porch"} 1.0' in worker
     assert re.search(r'ast_stream_stream_lag_seconds{stream="porch"} \d', worker)
     assert re.search(r"ast_stream_worker_windows_total [1-9]", worker)
     assert re.search(r'ast_stream_worker_stage_seconds_count{stage="model"} [1-9]', worker)
     assert re.search(r"ast_stream_worker_batch_windows_sum [1-9]", worker)
     assert re.search(r'ast_stream_feed_messages_total{kind="health"} [1-9]', worker)
-    assert re.search(r'ast_stream_capture_samples_total{stream="porch"} [1-9]', capture)
     assert re.search(r'ast_stream_capture_data_age_seconds{stream="porch"} \d', capture)
     assert re.search(r'ast_stream_capture_level_dbfs{stream="porch"} -\d', capture)
     assert 'ast_stream_alerts_outbox_pending{action="feed"} ' in shown["alerts"]

@@ -75,7 +75,7 @@ def test_critical_alert_passes_one_that_fails_and_one_that_hangs() -> None:
     rules += [
         RULE | {"alert": "glass", "severity": "critical", "match": {"class": "Siren"}},
     ]
-    with http_receiver() as receiver, alert_process(hook(receiver, timeout_s=30), rules) as one:
+    with http_receiver() as receiver, alert_process(hook(receiver, timeout_s=300), rules) as one:
         begin(one, receiver)
         # not in the order of the requests: what failed may be tried again before the next comes
         receiver.by_content |= {b'"e1"': 500, b'"e2"': HANG}

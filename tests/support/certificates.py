@@ -64,4 +64,4 @@ class Authority:
 
 def _openssl(*arguments: object) -> None:
     assert OPENSSL is not None
-    subprocess.run([OPENSSL, *map(str, arguments)], check=True, capture_output=True, timeout=30)
+    subprocess.run([OPENSSL, *map(str, arguments)], check=True, capture_output=True, timeout=120)

@@ -73,7 +73,7 @@ def http_receiver(*script: Script, tls: ssl.SSLContext | None = None) -> Iterato
 
         def _answer(self, what: Script) -> None:
             if what == HANG:
-                receiver.let_go.wait(20)
+                receiver.let_go.wait()  # until the end: whoever asks gives up
             elif what == DRIP:
                 while not receiver.let_go.wait(0.05):
                     self.wfile.write(b"H")

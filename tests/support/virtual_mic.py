@@ -22,7 +22,7 @@ import pytest
 
 SINK = "vmic"
 _PLUGIN = "alsa-lib/libasound_module_pcm_pulse.so"
-_START_LIMIT_S = 20.0
+_START_LIMIT_S = 60.0
 _DEFAULT_PA = """.fail
 load-module module-native-protocol-unix auth-anonymous=1 socket={socket}
 {sink}
@@ -140,7 +140,7 @@ class VirtualMic:
         """End the server at once; `start` brings it back on the same paths."""
         if self._server is not None:
             self._server.kill()
-            self._server.wait(10)
+            self._server.wait(_START_LIMIT_S)
             self._server = None
 
     def stop(self) -> None:
@@ -148,7 +148,7 @@ class VirtualMic:
         if self._server is not None:
             self.thaw()
             self._send(signal.SIGTERM)
-            self._server.wait(10)
+            self._server.wait(_START_LIMIT_S)
             self._server = None
 
     def close(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked_command import run_command
 from pipeline import Body, Pipeline, pipeline, wait_for
 from reactive_model import tones_and_noise
 
@@ -33,11 +33,7 @@ def pcm() -> Pcm16:
 
 
 def coverage(run: Pipeline, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ast_stream.cli", "coverage", "-c", str(run.config), *args],
-        capture_output=True,
-        text=True,
-    )
+    return run_command("coverage", "-c", run.config, *args)
 
 
 def by_stream(run: Pipeline) -> dict[str, Body]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked_command import run_command
 from pipeline import PATIENCE_S, Body, Pipeline, pipeline, wait_for
 from ports import free_ports
 from reactive_model import tones_and_noise
@@ -21,13 +20,7 @@ from ast_stream.transport.sockets import Sockets
 
 def command(*args: object) -> str:
     """Run a command that ends by itself, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ast_stream.cli", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = run_command(*map(str, args))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_command import run_command
 from nats_server import needs_nats
 from pool_of_workers import Member, PoolOfWorkers
 
@@ -101,12 +100,11 @@ class Firings:
 
 def status_of_captures(pool: PoolOfWorkers) -> dict[str, Any]:
     """Return where the streams are, as `status` says on their box; nothing if they are over."""
-    command = [sys.executable, "-m", "ast_stream.cli", "status", "--json", "-c"]
     config = pool.folder / "capture-0" / "config.yaml"
     body: dict[str, Any] = {}
 
     def is_healthy() -> bool:  # a stream on its way to another worker is not, for a moment
-        listed = subprocess.run([*command, config], capture_output=True, check=False)
+        listed = run_command("status", "--json", "-c", config)
         body.update(json.loads(listed.stdout))
         return pool.has_ended or bool(body["healthy"])
 
@@ -118,6 +116,5 @@ def status_of_captures(pool: PoolOfWorkers) -> dict[str, Any]:
 
 def alive(member: Member) -> dict[str, bool]:
     """Return which workers live, as the command says."""
-    command = [sys.executable, "-m", "ast_stream.cli", "fleet", "pool", "--json", "-c"]
-    listed = subprocess.run([*command, member.config], capture_output=True, check=False)
+    listed = run_command("fleet", "pool", "--json", "-c", member.config)
     return {name: one["alive"] for name, one in json.loads(listed.stdout)["workers"].items()}

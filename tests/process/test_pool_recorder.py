@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import soundfile
+from forked_command import run_command
 from nats_server import needs_nats
 from pool_of_workers import PATIENCE_S, PoolOfWorkers
 from ports import free_ports
@@ -86,9 +85,7 @@ def is_complete(pool: PoolOfWorkers) -> bool:
 
 
 def status(pool: PoolOfWorkers) -> dict[str, object]:
-    command = [sys.executable, "-m", "ast_stream.cli", "status", "--json", "-c"]
-    config = pool.folder / "recorder" / "config.yaml"
-    listed = subprocess.run([*command, config], capture_output=True, check=False)
+    listed = run_command("status", "--json", "-c", pool.folder / "recorder" / "config.yaml")
     found: dict[str, object] = json.loads(listed.stdout)
     return found
 

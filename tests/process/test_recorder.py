@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from audit_lines import lines
+from forked_command import run_command
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import tones_and_noise
 from test_full_disk import needs_mount, small_disk
@@ -177,8 +176,7 @@ def test_clips_are_whole_whatever_is_killed_in_the_middle_of_an_event(checkpoint
 
 
 def status_of(run: Pipeline) -> Any:
-    command = [sys.executable, "-m", "ast_stream.cli", "status", "--json", "-c", str(run.config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = run_command("status", "--json", "-c", run.config)
     return json.loads(done.stdout)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_command import run_command
 from http_receiver import HttpReceiver, http_receiver
 from pipeline import Body, Pipeline, events_of, pipeline, wait_for
 from reactive_model import tones_and_noise
@@ -33,12 +34,7 @@ def pcm() -> Pcm16:
 
 def command(run: Pipeline, *args: str) -> Any:
     """Return what a command prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ast_stream.cli", *args, "-c", str(run.config), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_command(*args, "-c", run.config, "--json")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_command import run_command
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
@@ -297,8 +298,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 def ask(run: Pipeline, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ast_stream.cli", "status", "-c", str(run.config), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return run_command("status", "-c", run.config, *args)
 
 
 def test_everything_is_healthy_when_it_is_and_not_when_a_process_is_gone(

@@ -33,7 +33,7 @@ MAX_CHANNELS = 256
 SHORT_S = 0.1  # by which a recording may be shorter than its header says: tools round
 ABOUT_S = 1.0  # the same behind damage, where times are estimates
 MAX_NAMED = 5  # places of damage in one sentence
-READ_ON = "pip install 'ast-stream[url]' for a reader that goes on behind it"
+READ_ON = "pip install 'ast-stream[url]' for a reader that continues after it"
 
 
 class RecordingError(AudioError):

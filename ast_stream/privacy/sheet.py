@@ -30,7 +30,7 @@ MODES: dict[PrivacyMode, str] = {
     "off": "every client with the right audio can get the last minute of audio",
     "speech": "every client with the right audio can get the last minute of audio, in which "
     f"anything that may be speech, and {MARGIN_S:g} s on either side, is replaced by silence",
-    "sensor": "nobody can have audio: every query is refused, and none is kept to answer one",
+    "sensor": "nobody can get audio: every query is refused, and no audio is kept for queries",
 }
 PICTURES: dict[PrivacyMode, str] = {
     "off": ", spectrograms",
@@ -48,8 +48,8 @@ NOT_COVERED = (
     "Root, and anyone who may change the configuration or the program, can do everything.",
     "Other programs with access to the sound card or the network stream can record it themselves.",
     "A program of the services' user that opens the memory of a worker or capture process in its "
-    "first moments, before that forbids it, can go on reading; kernel.yama.ptrace_scope = 1 or "
-    "more excludes that.",
+    "first moments, before access is blocked, can continue to read it; kernel.yama.ptrace_scope "
+    "of 1 or more prevents that.",
     "What is logged goes to the service manager's journal, which keeps it by its own rules.",
     "Memory may be swapped out or hibernated to a disk unless the units are used, which forbid "
     "the first with privacy: speech and sensor.",
@@ -135,15 +135,15 @@ def _memory(settings: Settings) -> Iterator[Row]:
     yield Row(
         "window of each stream",
         "worker process",
-        "sound, and features of it",
+        "audio and its features",
         "a window, or until it is scored",
         None,
         "nobody",
     )
     if settings.recorder is not None and settings.recorder.keeps_sound:
         yield Row(
-            "events at work", "recorder process", "sound", "until their clips are written", None,
-            "nobody",
+            "events in progress", "recorder process", "sound", "until their clips are written",
+            None, "nobody",
         )  # fmt: skip
     if settings.privacy != "sensor":
         n_bytes = HISTORY_S * SAMPLE_RATE * SAMPLE_BYTES * settings.model.max_streams
@@ -171,19 +171,19 @@ def _sockets(settings: Settings) -> Iterator[Row]:
     for part in (of_worker(settings, name) for name in worker_names(settings)):
         yield Row(
             "feed", paths.feed_endpoint(part),
-            "events, gaps, levels once a second, and a score of each class for each hop or frame: "
-            "the finest detail published", live, 0, group + keyed.format("feed or scores"),
+            "events, gaps, levels once a second, and a score per class and hop or frame, the "
+            "finest detail published", live, 0, group + keyed.format("feed or scores"),
         )  # fmt: skip
         yield Row(
-            "queries", paths.query_endpoint(part), "what was published, and how streams are",
+            "queries", paths.query_endpoint(part), "past messages, and the state of streams",
             live, 0, group + keyed.format("feed"),
         )  # fmt: skip
         yield Row("queries for audio", paths.query_endpoint(part), audio, live, 0, readers)
     if settings.recorder is not None:
-        what = "how many clips there are, and what cannot be written"
+        what = "number of clips, and failures to write"
         yield Row("recorder", paths.recorder_endpoint(settings), what, live, 0, group)
     if settings.forward:
-        what = "how many messages were sent to which broker, and what keeps them"
+        what = "number of messages sent to each broker, and why others wait"
         yield Row("forward", paths.forward_endpoint(settings), what, live, 0, group)
     if settings.alerts.rules:
         yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
@@ -194,7 +194,7 @@ def _sockets(settings: Settings) -> Iterator[Row]:
     if settings.metrics.listen is not None:
         yield Row(
             "metrics", settings.metrics.listen, "figures, levels, counts of events by class", live,
-            0, "whoever can connect",
+            0, "anyone who can connect",
         )  # fmt: skip
 
 
@@ -203,13 +203,13 @@ def _page(settings: Settings) -> Iterator[Row]:
     for what, scope, holds in (
         ("page", "view", "events, alerts, levels and scores" + PICTURES[settings.privacy]),
         ("page: clips", "listen", SENSOR_REFUSAL if is_sensor else "the clips that are kept"),
-        ("page: verdicts", "review", "what people say of events, with their names"),
+        ("page: verdicts", "review", "people's verdicts on events, with their names"),
         ("page: administration", "administrate", "alerts and deliveries"),
     ):
         readers = f"users with the right {scope}"
         if not settings.web.needs_login:
             is_open = scope in settings.web.without_login
-            readers = "whoever can connect on this box" if is_open else "nobody"
+            readers = "anyone who can connect on this box" if is_open else "nobody"
         if scope == "listen" and is_sensor:
             readers = "nobody"
         yield Row(what, settings.web.origin, holds, "as it is kept", 0, readers)
@@ -239,17 +239,18 @@ def _outgoing(settings: Settings) -> Iterator[str]:
         if action.receiver is not None:
             yield f"alerts of the action {name}: to {action.receiver}"
     if settings.alerts.heartbeat is not None:
-        yield f"a sign of life by the action {settings.alerts.heartbeat.action}"
+        yield f"a sign of life through the action {settings.alerts.heartbeat.action}"
     for output in settings.forward:
         what = ", ".join(_FORWARDED[kind] for kind in output.kinds)
-        yield f"{what} and how this box is, by the output {output.name}: to {output.receiver}"
+        sent = f"{what} and the status of this box, through the output {output.name}"
+        yield f"{sent}: to {output.receiver}"
     if settings.web.listen is not None and settings.web.behind_proxy is not None:
-        yield f"the page, through a proxy that shows its secret: {settings.web.origin}"
+        yield f"the page, through a proxy that authenticates with a secret: {settings.web.origin}"
     elif settings.web.listen is not None and not settings.web.is_on_loopback:
         yield f"the page, encrypted, to users who have logged in: {settings.web.origin}"
     listen = settings.metrics.listen
     if listen is not None and _is_beyond_this_box(f"tcp://{listen}"):
-        yield f"metrics, not encrypted, to whoever asks: {listen}"
+        yield f"metrics, unencrypted, to anyone who asks: {listen}"
 
 
 def _is_beyond_this_box(endpoint: str) -> bool:

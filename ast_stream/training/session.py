@@ -62,8 +62,8 @@ class TrainingStopped(AstStreamError):
 
     def __init__(self, step: int, steps: int) -> None:
         super().__init__(
-            f"stopped after step {step} of {steps}; the state is saved, and the same command goes "
-            "on from there"
+            f"stopped after step {step} of {steps}; the state is saved, and the same command "
+            "resumes from there"
         )
 
 
@@ -93,7 +93,7 @@ def train(
 ) -> Checkpoint:
     """Train and write a checkpoint to `folder`/checkpoint; return it.
 
-    A training that was begun in `folder` with the same configuration goes on.
+    A training run that was started in `folder` with the same configuration is resumed.
 
     Raises:
         ConfigError, UsageError, CheckpointError: before the first step, see `prepare_data`.

@@ -1,7 +1,7 @@
 """The state of a training on disk, for resuming after a kill; metrics and their curves.
 
 A state is written beside the old one and then takes its place: whatever happens, one of them is
-whole. It ends with a checksum, so that a training never goes on from a damaged one.
+whole. It ends with a checksum, so that a training run never resumes from a damaged one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         before = "the state before is kept" if (folder / STATE_FILE).is_file() else "nothing kept"
         raise AstStreamError(
             f"{folder / STATE_FILE}: cannot be written: {_reason(error)}; {before}, and the same "
-            "command goes on from there"
+            "command resumes from there"
         ) from error
 
 
@@ -85,7 +85,7 @@ def load_state(folder: Path, identity: Identity) -> dict[str, Any] | None:
     if changes:
         more = f" and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""
         raise CheckpointError(
-            f"{path}: expected the same training as was begun there, got other "
+            f"{path}: expected the settings of the training run there, got other "
             f"{', '.join(changes[:MAX_SHOWN])}{more}; choose another folder or delete this one"
         )
     return state
@@ -152,7 +152,7 @@ def append_metrics(folder: Path, report: Metrics) -> None:
     except OSError as error:
         raise AstStreamError(
             f"{folder / METRICS_FILE}: cannot be written: {_reason(error)}; "
-            "the same command goes on from the last state"
+            "the same command resumes from the last state"
         ) from error
 
 

@@ -120,7 +120,7 @@ def test_a_stopped_training_says_how_to_go_on_and_does(
         assert process.returncode == 130
     last = errors.splitlines()[-1]
     assert last.startswith("ast-stream: stopped after step ")
-    assert last.endswith(f"of {STEPS}; the state is saved, and the same command goes on from there")
+    assert last.endswith(f"of {STEPS}; the state is saved, and the same command resumes from there")
     assert "Traceback" not in errors
     with _training(sounds, tmp_path) as process:
         assert process.wait(PATIENCE_S) == 0

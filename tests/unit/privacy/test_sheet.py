@@ -73,8 +73,8 @@ def test_the_sheet_names_what_leaves_the_box_and_no_secret() -> None:
         "alerts of the action hook: to https://example.org",
         "alerts of the action broker: to the MQTT broker broker.lan:1883, not encrypted",
         "alerts of the action phone: to the services whose addresses are in $PHONE",
-        "a sign of life by the action hook",
-        "metrics, not encrypted, to whoever asks: 0.0.0.0:9464",
+        "a sign of life through the action hook",
+        "metrics, unencrypted, to anyone who asks: 0.0.0.0:9464",
     ]
     assert "Geheim42" not in json.dumps(found.to_json())
     assert sheet(settings(metrics={"listen": "127.0.0.1:9464"})).outgoing == []
@@ -87,7 +87,7 @@ def test_the_command_prints_markdown_or_json(
     config.write_text(json.dumps({"streams": [STREAM], "runtime_dir": "r", "privacy": "sensor"}))
     assert run_command_line(["privacy", "-c", str(config)]) == 0
     text = capsys.readouterr().out
-    assert "`privacy: sensor`: nobody can have audio" in text
+    assert "`privacy: sensor`: nobody can get audio" in text
     assert "| ring of porch | capture process | sound | 60 s | 1.8 MiB |" in text
     assert run_command_line(["privacy", "-c", str(config), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["privacy"] == "sensor"
@@ -114,7 +114,7 @@ def test_files_of_no_declared_kind_are_noticed() -> None:
 def test_the_sheet_says_who_may_do_what_on_the_page(tmp_path: Path) -> None:
     on_loopback = sheet(settings(web={"listen": "127.0.0.1:8080", "without_login": ["view"]}))
     readers = {row.what: row.readers for row in on_loopback.sockets}
-    assert readers["page"] == "whoever can connect on this box"
+    assert readers["page"] == "anyone who can connect on this box"
     assert readers["page: clips"] == "nobody"
     assert not any("page" in line for line in on_loopback.outgoing)
     add_users(tmp_path / "users.json", {"anna": ["view", "listen"]})

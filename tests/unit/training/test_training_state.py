@@ -45,7 +45,7 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_state(tmp_path, now)
     assert str(caught.value) == (
-        f"{tmp_path / STATE_FILE}: expected the same training as was begun there, got other "
+        f"{tmp_path / STATE_FILE}: expected the settings of the training run there, got other "
         'classes (["Bark"], now ["Bark", "Rain"]), data.clips (4, now 5), recipe.rate (0.1, now '
         "0.2); choose another folder or delete this one"
     )

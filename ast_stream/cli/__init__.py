@@ -5,8 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 
 # commands that a signal ends as it is meant; others have been cut short
@@ -38,16 +37,16 @@ def leave_on_signals(args: Sequence[str]) -> None:
             signal.signal(number, leave)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """For imports that take long, in a process that has nothing else to do meanwhile.
+class LongImport:
+    """A context for imports that take long, where there is nothing else to do meanwhile.
 
     What is imported stays: no garbage is looked for in it, now or later.
     """
-    gc.disable()
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        gc.disable()
+
+    def __exit__(self, *exc_info: object) -> None:
         gc.freeze()
         gc.enable()
 

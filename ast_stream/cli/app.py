@@ -6,7 +6,6 @@ import errno
 import gc
 import importlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -165,12 +164,7 @@ def run_command_line(
     except OutputError as error:
         return _refuse_output(error)
     except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
-            _crash(error)
-            return EXIT_CRASH
-        where = "a file" if error.filename is None else os.fspath(error.filename)
-        _say(AstStreamError(f"{where} cannot be written: {error.strerror}"))
-        return EXIT_CRASH
+        return _refuse_file(error, chosen_command(args))
     except Exception as error:
         _crash(error)
         return EXIT_CRASH
@@ -189,6 +183,18 @@ def _refuse_output(error: OutputError) -> int:
     drop_output()
     why = "it is closed" if error.errno == errno.EBADF else error.strerror
     _say(AstStreamError(f"cannot write the output: {why}"))
+    return EXIT_CRASH
+
+
+def _refuse_file(error: OSError, command: str | None) -> int:
+    """Say what the system refuses of a file that a user named; of a service, how it came there."""
+    if error.errno in _DISK_IS_FULL:
+        where = error.filename or "a file"
+        _say(AstStreamError(f"{where} cannot be written: {error.strerror}"))
+    elif error.filename is None or command in RUN_UNTIL_STOPPED:
+        _crash(error)
+    else:
+        _say(AstStreamError(f"{error.filename}: {error.strerror}"))
     return EXIT_CRASH
 
 

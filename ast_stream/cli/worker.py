@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.cli import importing
+from ast_stream.cli import LongImport
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.settings.load import load_file
@@ -31,7 +31,7 @@ def worker(
     loaded = loaded_of_worker(whole, name)
     logs = loaded.settings.logging
     setup_logging(logs.level, logs.format, process=process_name(name))
-    with importing():  # torch, for seconds: a mistake in the configuration is told before
+    with LongImport():  # torch, for seconds: a mistake in the configuration is told before
         from ast_stream.worker.model_choice import ModelChoice
         from ast_stream.worker.process import run_worker
     reload = threading.Event()

@@ -243,6 +243,17 @@ def test_broken_pipe_of_another_kind_is_a_crash(
     assert "a socket of ours" in capfd.readouterr().err
 
 
+def test_path_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path,
+    command: Callable[[Callable[..., Any]], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    command(lambda: (tmp_path / "file" / "clips").mkdir())
+    assert run_command_line(["devices"]) == 1
+    assert capfd.readouterr().err == f"ast-stream: {tmp_path}/file/clips: Not a directory\n"
+
+
 def test_file_on_a_full_disk_is_one_sentence_and_not_taken_for_the_output(
     command: Callable[[Callable[..., Any]], None], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 from torch import Tensor
 
 from ast_stream.audio.recording import read_mono
@@ -448,7 +448,8 @@ def _share_with_bounds(part: int, whole: int) -> str:
     """Return a share with its 95 % confidence interval (Clopper and Pearson)."""
     if not whole:
         return ""
-    low, high = binomtest(part, whole).proportion_ci(0.95, "exact")
+    low = betaincinv(part, whole - part + 1, 0.025) if part else 0.0  # by Clopper and Pearson
+    high = betaincinv(part + 1, whole - part, 0.975) if part < whole else 1.0
     return f"{part / whole:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import t as student
+from scipy.special import expit, stdtrit
 
 from ast_stream.errors import UsageError
 
@@ -118,7 +117,7 @@ def _lower_bound(logits: Vector, share: float) -> float:
     """Return below what a further one of these lies with that probability, were they normal."""
     n = len(logits)
     spread = float(logits.std(ddof=1)) * float(np.sqrt(1 + 1 / n))
-    return float(logits.mean()) + float(student.ppf(share, n - 1)) * spread
+    return float(logits.mean()) + float(stdtrit(n - 1, share)) * spread
 
 
 def _parts(examples: Examples) -> npt.NDArray[np.int64]:

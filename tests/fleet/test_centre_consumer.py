@@ -14,7 +14,6 @@ from typing import Any
 import nats
 import nats.js.api
 import psycopg
-import pyarrow.dataset
 import pytest
 from brokers import Nats
 from centre import KINDS, SUBJECTS, Body, Consumer, cloud_event, encoded
@@ -266,6 +265,8 @@ def _keys(database: Postgres) -> list[tuple[Any, ...]]:
 
 
 def _file_keys(folder: Path) -> list[tuple[Any, ...]]:
+    import pyarrow.dataset  # which imports pandas: each process collects all tests
+
     table = pyarrow.dataset.dataset(
         sorted(folder.glob("*/*.parquet")), format="parquet"
     ).to_table(columns=["source", "id"])  # fmt: skip

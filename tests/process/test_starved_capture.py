@@ -30,16 +30,22 @@ def computed_s(pid: int) -> float:
 
 @contextmanager
 def starved(pid: int) -> Iterator[None]:
-    """Let a process run for a moment only, now and then."""
+    """Let a process run for a moment only, now and then, until it ends."""
     is_over = threading.Event()
+
+    def send(sent: signal.Signals) -> None:
+        try:
+            os.kill(pid, sent)
+        except ProcessLookupError:  # its recording has ended
+            is_over.set()
 
     def starve() -> None:
         while not is_over.is_set():
             for stop_s in STOPS_S:
-                os.kill(pid, signal.SIGSTOP)
+                send(signal.SIGSTOP)
                 is_over.wait(stop_s)
                 before_s = computed_s(pid)
-                os.kill(pid, signal.SIGCONT)
+                send(signal.SIGCONT)
                 end_s = time.monotonic() + RUNS_S
                 while time.monotonic() < end_s or (
                     computed_s(pid) < before_s + COMPUTES_S and time.monotonic() < end_s + stop_s

@@ -81,4 +81,4 @@ def test_the_figures_are_a_table_without_json(command: str) -> None:
     few = {"features": ["--window", "0.5"], "decision": ["--streams", "2"], "alerts": []}
     result = CliRunner().invoke(app, [command, "--rounds", "1", *few[command]])
     assert result.exit_code == 0, result.output
-    assert "from" in result.stdout.splitlines()[0]
+    assert "min" in result.stdout.splitlines()[0]
